@@ -1,0 +1,1 @@
+"""The Flower ClientApp, where ``[tool.flwr.app.components]`` looks for it."""

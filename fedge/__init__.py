@@ -1,0 +1,3 @@
+"""fedge: federated learning for edge devices, on Flower."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,151 @@
+"""The command line. Each command imports what it needs when it runs, so a device needs no torch for it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedge import __version__
+from fedge.errors import EnvironmentError_, FedgeError, InputError
+
+Command = Callable[[argparse.Namespace], None]
+
+_EXTRAS = {
+    "torch": "simulation",
+    "flwr": "simulation",
+    "onnx": "simulation",
+    "rich": "simulation",
+    "pyarrow": "simulation",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see: {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    _quiet_flower()
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except FedgeError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        return _fail(*_missing(error))
+    except KeyboardInterrupt as stop:
+        return _fail(f"interrupted{stop}", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("fedge: error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _missing(error: ModuleNotFoundError) -> tuple[str, int]:
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        raise error
+    hint = f"pip install 'fedge[{_EXTRAS[package]}]'"
+    return str(EnvironmentError_(f"this command needs {package}, which is not installed: {hint}")), 2
+
+
+def _quiet_flower() -> None:
+    """Flower phones home by default; fedge does not, unless the user has set these."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fedge", description="Federated learning for edge devices.")
+    parser.add_argument("--version", action="version", version=f"fedge {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_simulate(commands)
+    _add_report(commands)
+    _add_data(commands)
+    return parser
+
+
+def _add_simulate(commands: Any) -> None:
+    text = "run the whole life of a model on this machine"
+    simulate = commands.add_parser("simulate", help=text, description=text.capitalize() + ".")
+    simulate.add_argument(
+        "scenario", nargs="?", help="a built-in name or a TOML file (default: watch, or the task's with --data)"
+    )
+    simulate.add_argument("--task", metavar="NAME", help="what is learned (default: the scenario's)")
+    simulate.add_argument("--data", metavar="PATH", help="your own data: an .npz file or a folder")
+    simulate.add_argument("--clients", type=int, metavar="N", help="only the first N participants")
+    simulate.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
+    simulate.add_argument("--engine", choices=["local"], default="local", help="what runs the clients")
+    simulate.add_argument("--seed", type=int, metavar="N", help="everything random follows from it")
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as local.epochs=3"
+    )
+    simulate.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/SCENARIO-001)")
+    simulate.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    simulate.set_defaults(run=_simulate)
+
+
+def _add_report(commands: Any) -> None:
+    text = "summarise a finished run and write its page again"
+    report = commands.add_parser("report", help=text, description=text.capitalize() + ".")
+    report.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run")
+    report.set_defaults(run=_report)
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="work on data sets", description="Work on data sets.")
+    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    text = "one data set into one file per client, as devices would hold it"
+    split = kinds.add_parser("split", help=text, description=text.capitalize() + ".")
+    split.add_argument("data", metavar="DATA", help="an .npz file, or 'watch'")
+    split.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    split.set_defaults(run=_split)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from fedge.config import load_config
+
+    own_data = options.data is not None and options.scenario is None
+    scenario = None if own_data else options.scenario or "watch"
+    keys = {
+        "data.source": options.data,
+        "data.clients": options.clients,
+        "rounds.rounds": options.rounds,
+        "seed": options.seed,
+    }
+    if options.clients is not None and options.clients < 1:
+        raise InputError(f"--clients {options.clients}: at least one client must take part")
+    overrides = {key: value for key, value in keys.items() if value is not None}
+    config = load_config(scenario, overrides, options.set, options.task)
+
+    from fedge.simulation.run import run
+
+    run(config, options.out, resume=options.resume)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fedge.report import load_report, summary_lines, write_html
+
+    report = load_report(options.folder)
+    page = options.folder / "report.html"
+    write_html(report, page)
+    print("\n".join([*summary_lines(report), f"page: {page}"]))  # noqa: T201
+
+
+def _split(options: argparse.Namespace) -> None:
+    from fedge.data.export import split_to_files
+
+    for client, path, windows in split_to_files(options.data, options.out):
+        print(f"{client}: {windows} windows in {path}")  # noqa: T201

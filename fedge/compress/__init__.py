@@ -1,0 +1,1 @@
+"""Making a student small: pruning by sensitivity, quantization, export to int8 ONNX."""

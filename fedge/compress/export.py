@@ -1,0 +1,114 @@
+"""Export of a student to an int8 ONNX model in QDQ form, operator by operator, from its description.
+
+The graph is written by hand rather than traced: every scale in it is the one that fake quantization used,
+so what the clients trained is what ships. Weights are int8 per output channel, activations int8 per tensor
+(S8S8), biases int32; ONNX Runtime fuses the QuantizeLinear/DequantizeLinear pairs into integer kernels.
+Input ``window`` is float32 ``[batch, channels, time]``, output ``scores`` float32 ``[batch, classes]``.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from fedge.compress.quantize import Scales, zero_point
+from fedge.models.student import StudentSpec
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+OPSET = 17  # old enough for the ONNX Runtime of a device that is updated rarely
+_SMALLEST = np.float32(1e-8)
+
+
+class _Graph:
+    """Nodes and constants on their way into a model."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def rounded(self, tensor: str, name: str, scale: float) -> str:
+        """Round a float tensor to int8 and back."""
+        step = self.constant(f"{name}.step", np.float32(scale))
+        zero = self.constant(f"{name}.zero", np.int8(zero_point(name)))
+        q = self.node("QuantizeLinear", [tensor, step, zero], f"{name}.int8")
+        return self.node("DequantizeLinear", [q, step, zero], f"{name}.rounded")
+
+    def weights(self, layer: str, arrays: Arrays, step_in: float) -> tuple[str, str]:
+        """Constants of one layer's weight (int8) and bias (int32), dequantized."""
+        weight, bias = arrays[f"{layer}.weight"], arrays[f"{layer}.bias"]
+        ints, step = quantized_weight(weight)
+        zero = self.constant(f"{layer}.weight.zero", np.zeros(len(step), np.int8))
+        w = self.constant(f"{layer}.weight.int8", ints)
+        s = self.constant(f"{layer}.weight.step", step)
+        w = self.node("DequantizeLinear", [w, s, zero], f"{layer}.weight", axis=0)
+        fine = step * np.float32(step_in)
+        limit = 2**31 - 1
+        b_ints = np.clip(np.rint(bias / fine), -limit, limit).astype(np.int32)
+        b = self.constant(f"{layer}.bias.int32", b_ints)
+        bs = self.constant(f"{layer}.bias.step", fine)
+        bz = self.constant(f"{layer}.bias.zero", np.zeros(len(fine), np.int32))
+        return w, self.node("DequantizeLinear", [b, bs, bz], f"{layer}.bias", axis=0)
+
+
+def quantized_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Int8 values and per-channel steps of a weight ``[outputs, ...]``, as the exported model holds them."""
+    flat = np.abs(weight.reshape(len(weight), -1))
+    step = np.maximum(flat.max(axis=1) / np.float32(127), _SMALLEST).astype(np.float32)
+    shaped = step.reshape(-1, *([1] * (weight.ndim - 1)))
+    return np.clip(np.rint(weight / shaped), -127, 127).astype(np.int8), step
+
+
+def export_int8(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
+    """The student with weights ``arrays`` as an int8 QDQ ONNX model (serialized)."""
+    graph = _Graph()
+    x = graph.rounded("window", "input", scales["input"])
+    before = "input"
+    for c in spec.convs:
+        w, b = graph.weights(c.name, arrays, scales[before])
+        pads = [c.kernel // 2] * 2
+        y = graph.node("Conv", [x, w, b], f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads)
+        y = graph.node("Relu", [y], f"{c.name}.relu")
+        x, before = graph.rounded(y, c.name, scales[c.name]), c.name
+    x = graph.node("GlobalAveragePool", [x], "pooled")
+    x = graph.node("Flatten", [x], "flat", axis=1)
+    x = graph.rounded(x, "mean", scales["mean"])
+    w, b = graph.weights("head", arrays, scales["mean"])
+    graph.node("Gemm", [x, w, b], "scores", transB=1)
+    return _serialized(spec, graph)
+
+
+def export_float(spec: StudentSpec, arrays: Arrays) -> bytes:
+    """The same student in float32, for comparison."""
+    graph = _Graph()
+    for name, value in arrays.items():
+        graph.constant(name, value)
+    x = "window"
+    for c in spec.convs:
+        pads = [c.kernel // 2] * 2
+        inputs = [x, f"{c.name}.weight", f"{c.name}.bias"]
+        y = graph.node("Conv", inputs, f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads)
+        x = graph.node("Relu", [y], f"{c.name}.relu")
+    x = graph.node("Flatten", [graph.node("GlobalAveragePool", [x], "pooled")], "flat", axis=1)
+    graph.node("Gemm", [x, "head.weight", "head.bias"], "scores", transB=1)
+    return _serialized(spec, graph)
+
+
+def _serialized(spec: StudentSpec, graph: _Graph) -> bytes:
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", spec.channels, spec.time])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", spec.classes])
+    body = helper.make_graph(graph.nodes, "student", [window], [scores], graph.constants)
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="fedge")
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))

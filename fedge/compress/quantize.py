@@ -1,0 +1,95 @@
+"""Fake quantization: a forward pass in float that rounds wherever the int8 model will round.
+
+Weights are int8 per output channel, symmetric, with a scale that follows from the weights themselves, so it
+never has to be sent. Activations are int8 per tensor with scales that the server calibrates once and that
+travel with the plan. Gradients pass straight through the rounding (Bengio et al. 2013) except where a value
+is clipped. Biases are rounded to int32 at the scale of the accumulator, as ONNX Runtime keeps them
+(Jacob et al. 2018, section 2.4). ``export`` writes exactly these numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedge.errors import PayloadError
+from fedge.models.student import FLOAT, Numerics, Params, StudentSpec, activations, forward
+
+Scales = Mapping[str, float]
+"""Scale of each activation tensor: real value of one int8 step, by the names of ``activations(spec)``."""
+
+_SMALLEST = 1e-8
+
+
+def zero_point(name: str) -> int:
+    """The int8 value of real zero: 0 for the signed input, -128 where ReLU leaves nothing negative."""
+    return 0 if name == "input" else -128
+
+
+def weight_scale(weight: Tensor) -> Tensor:
+    """Per output channel, the real value of one int8 step: largest magnitude / 127. Shape ``[outputs]``."""
+    return (weight.detach().abs().flatten(1).amax(1) / 127).clamp_min(_SMALLEST)
+
+
+def fake_quantized(spec: StudentSpec, scales: Scales) -> Numerics:
+    """Numerics that round as the int8 model does.
+
+    Raises:
+        PayloadError: a scale is missing, not finite or not positive.
+    """
+    for name in activations(spec):
+        if not 0 < scales.get(name, 0.0) < float("inf"):
+            raise PayloadError(f"activation {name!r} has no usable scale")
+    source = dict(zip([c.name for c in spec.convs] + ["head"], _inputs(spec), strict=True))
+
+    def weights(layer: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        step = weight_scale(weight)
+        zeros = torch.zeros_like(step, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(weight, step, zeros, 0, -127, 127)
+        fine = step * scales[source[layer]]
+        return rounded, bias + (torch.round(bias / fine) * fine - bias).detach()
+
+    def activation(name: str, values: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(values, scales[name], zero_point(name), -128, 127)
+
+    return Numerics(weights, activation)
+
+
+def _inputs(spec: StudentSpec) -> list[str]:
+    """For each layer with weights, the name of the activation that it reads."""
+    return ["input", *(c.name for c in spec.convs[:-1]), "mean"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How activation scales are found.
+
+    Attributes:
+        percentile: share of the values, in percent, that must not be clipped; 100 is min-max.
+        headroom: factor on the range, for what training will still change.
+    """
+
+    percentile: float = 99.99
+    headroom: float = 1.2
+
+
+@torch.no_grad()
+def calibrate(spec: StudentSpec, params: Params, x: Tensor, how: Calibration) -> dict[str, float]:
+    """Activation scales for windows like ``x [n, channels, time]``.
+
+    The range of a tensor is the stated percentile of its magnitudes over all of ``x`` (per tensor; Nagel et
+    al. 2021, section 2.2), times the headroom.
+    """
+    ranges: dict[str, float] = {}
+
+    def watch(name: str, values: Tensor) -> Tensor:
+        flat = values.abs().flatten()
+        rank = max(1, min(flat.numel(), round(flat.numel() * how.percentile / 100)))
+        ranges[name] = float(flat.kthvalue(rank).values)
+        return values
+
+    forward(spec, params, x, Numerics(FLOAT.weights, watch))
+    steps = {name: 127.0 if zero_point(name) == 0 else 255.0 for name in ranges}
+    # float32, because that is how the scale is written into the ONNX model
+    return {n: float(torch.tensor(max(r * how.headroom / steps[n], _SMALLEST))) for n, r in ranges.items()}

@@ -1,0 +1,291 @@
+"""Every setting of a run, with its unit, range and default; nothing about settings is said anywhere else.
+
+A scenario is a TOML file with one table per section here. ``--set section.key=value`` overrides one value.
+Settings of a device are not here: they belong to the device, and a server can never set them.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedge.errors import ConfigError
+from fedge.plugins import nearest
+
+SCENARIOS = (
+    Path(__file__).parent / "scenarios",  # in an installed wheel
+    Path(__file__).parent.parent / "simulations",  # in a checkout
+)
+_LARGEST_TOML = 1 << 20
+_T = TypeVar("_T")
+
+
+def _setting(
+    default: Any, doc: str, low: float | None = None, high: float | None = None, among: tuple[str, ...] = ()
+) -> Any:
+    """A field with its range: numbers within ``low..high``, words ``among`` the known ones."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "among": among})
+
+
+@dataclass(frozen=True)
+class Data:
+    """Whose data there is, and who plays which part."""
+
+    source: str = _setting("watch", "'watch', an .npz file, or a folder with one CSV or Parquet per client")
+    server_clients: tuple[str, ...] = _setting((), "ids (or patterns) whose data is the server's; default a fifth")
+    unseen_clients: tuple[str, ...] = _setting((), "ids (or patterns) held out altogether; default a fifth")
+    clients: int = _setting(0, "take only the first so many participants; 0 for all", 0, 1_000_000)
+    judge_share: float = _setting(0.1, "share of a client's training part kept to judge candidates", 0, 0.5)
+    window: int = _setting(128, "samples of a window, where a folder of recordings is cut", 4, 65_536)
+    step: int = _setting(64, "samples between two windows, where a folder of recordings is cut", 1, 65_536)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The large model on the server."""
+
+    size: str = _setting("base", "width of the residual network", among=("base", "large"))
+    epochs: int = _setting(30, "passes over the server's data", 1, 10_000)
+    learning_rate: float = _setting(3e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
+    batch: int = _setting(64, "windows per step", 2, 4096)
+
+
+@dataclass(frozen=True)
+class Student:
+    """The small model that clients fine-tune, and how it is made from the teacher."""
+
+    size: str = _setting("small", "about 5 k, 20 k or 55 k parameters", among=("tiny", "small", "medium"))
+    loss: str = _setting("soft_targets", "distillation loss, a file of fedge/distill")
+    temperature: float = _setting(2.0, "softens the teacher's answers", 0.1, 100)
+    hard_weight: float = _setting(0.3, "weight of the labels beside the teacher's answers", 0, 1)
+    epochs: int = _setting(40, "passes of distillation", 1, 10_000)
+    tune_epochs: int = _setting(15, "passes of quantization-aware distillation after pruning", 0, 10_000)
+    learning_rate: float = _setting(5e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
+    batch: int = _setting(64, "windows per step", 2, 4096)
+    prune_share: float = _setting(0.4, "share of the weights (not biases) set to zero for good", 0, 0.95)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Int8 activations and the initial download."""
+
+    percentile: float = _setting(99.99, "share of activations that is not clipped, in percent", 50, 100)
+    headroom: float = _setting(1.2, "factor on calibrated ranges, for what training still changes", 1, 10)
+    download_bits: int = _setting(4, "bits per weight of the initial download and of snapshots", 2, 8)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The federation's rounds."""
+
+    rounds: int = _setting(30, "rounds", 1, 1_000_000)
+    fraction: float = _setting(1.0, "share of the participants in each round", 0.0001, 1)
+    server_learning_rate: float = _setting(1.0, "factor on the mean update", 0.001, 100)
+
+
+@dataclass(frozen=True)
+class Local:
+    """A client's fine-tuning in one round (SGD with momentum, fake-quantized forward)."""
+
+    epochs: int = _setting(2, "passes over the client's windows", 1, 1000)
+    batch: int = _setting(16, "windows per step", 1, 4096)
+    learning_rate: float = _setting(0.03, "in the first round", 1e-6, 10)
+    final_learning_rate: float = _setting(0.01, "in the last round; a cosine lies between", 1e-6, 10)
+    momentum: float = _setting(0.9, "of SGD", 0, 0.999)
+    augment: bool = _setting(True, "vary the windows (jitter, scale, offset, time shift)")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction of traffic: a codec, and the codec's own settings as further keys of the table."""
+
+    codec: str = _setting("ternary", "a file of fedge/codec")
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Redistill:
+    """Teaching the student again from the teacher, in the course of the rounds."""
+
+    mode: str = _setting("ensemble", "who teaches", among=("none", "teacher", "ensemble"))
+    every: int = _setting(10, "rounds from one to the next", 1, 1_000_000)
+    epochs: int = _setting(5, "passes over the server's data", 1, 1000)
+    learning_rate: float = _setting(1e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
+    interpolation: float = _setting(0.3, "0 keeps the aggregate, 1 takes the re-distilled student", 0, 1)
+    bits: int = _setting(3, "bits per weight of the change as it travels", 2, 8)
+    judges: int = _setting(4, "sampled clients that score the candidate", 1, 1000)
+    margin: float = _setting(0.0, "how much better a candidate's score must be", -1, 1)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Signed models for the devices."""
+
+    every: int = _setting(10, "rounds from one release to the next", 1, 1_000_000)
+    margin: float = _setting(0.02, "how much worse a device's own score may be (gate)", 0, 1)
+    valid_days: int = _setting(90, "days until a release expires", 1, 36_500)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run."""
+
+    scenario: str = "watch"
+    task: str = _setting("activity", "what is learned, a file of fedge/tasks")
+    seed: int = _setting(0, "everything random follows from it", 0, 2**31 - 1)
+    data: Data = Data()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    quantize: Quantize = Quantize()
+    rounds: Rounds = Rounds()
+    local: Local = Local()
+    uplink: Link = Link(settings={"share": 0.01})
+    downlink: Link = Link(settings={"share": 0.03})
+    redistill: Redistill = Redistill()
+    release: Release = Release()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what the report shows and a resumed run is compared with."""
+        return asdict(self)
+
+
+def load_config(
+    scenario: str | None,
+    overrides: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    task: str | None = None,
+    name: str = "custom",
+) -> Config:
+    """Read a scenario and what the command line changes in it.
+
+    Args:
+        scenario: a built-in name, a TOML file, or ``None`` for the defaults of the task.
+        overrides: dotted keys to values, from options such as ``--rounds``.
+        assignments: ``section.key=value`` strings from ``--set``, in order.
+        task: replaces the scenario's task.
+        name: what to call the run where there is no scenario.
+
+    Raises:
+        ConfigError: unknown scenario, key or value; the message names the nearest known word.
+    """
+    name, raw = (name, {}) if scenario is None else _read_scenario(scenario)
+    for key, value in overrides.items():
+        _assign(raw, key, value)
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {text}: write --set section.key=value")
+        _assign(raw, key.strip(), _literal(value.strip()))
+    if task is not None:
+        raw["task"] = task
+    config = _parse(Config, raw | {"scenario": name}, "")
+    _check(config)
+    return config
+
+
+def scenarios() -> list[str]:
+    """Names of the built-in scenarios."""
+    return sorted({p.stem for folder in SCENARIOS if folder.is_dir() for p in folder.glob("*.toml")})
+
+
+def _read_scenario(scenario: str) -> tuple[str, dict[str, Any]]:
+    candidates = [folder / f"{scenario}.toml" for folder in SCENARIOS]
+    if scenario.endswith(".toml"):
+        candidates = [Path(scenario)]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        hint = "no such file" if scenario.endswith(".toml") else nearest(scenario, scenarios())
+        raise ConfigError(f"unknown scenario {scenario!r}; {hint}")
+    try:
+        if path.stat().st_size > _LARGEST_TOML:
+            raise ConfigError(f"{path}: larger than 1 MiB, not a scenario")
+        return path.stem, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _literal(text: str) -> Any:
+    """A TOML value; anything that is none is taken as a plain string."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{key}: {section} is a value, not a table")
+    raw[last] = value
+
+
+def _parse(kind: type[_T], raw: Mapping[str, Any], where: str) -> _T:
+    """Make a section from a table, checking every key."""
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in raw.items():
+        path = f"{where}{key}"
+        if key not in known or key == "settings":
+            if kind is not Link or isinstance(value, dict):
+                names = [n for n in known if n not in ("settings", "scenario")]
+                raise ConfigError(f"unknown key {path!r}; {nearest(key, names)}")
+            extra[key] = value
+            continue
+        values[key] = _value(known[key], value, path)
+    if kind is Link:
+        values["settings"] = extra
+    return kind(**values)
+
+
+def _value(spec: Any, value: Any, path: str) -> Any:
+    default = spec.default
+    if hasattr(default, "__dataclass_fields__"):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: expected a table, got {value!r}")
+        return _parse(type(default), value, f"{path}.")
+    value = _typed(default, value, path)
+    low, high = spec.metadata.get("low"), spec.metadata.get("high")
+    if low is not None and not low <= value <= high:
+        raise ConfigError(f"{path}: {value} is not within {low} .. {high} ({spec.metadata['doc']})")
+    among = spec.metadata.get("among")
+    if among and value not in among:
+        raise ConfigError(f"{path}: unknown value {value!r}; {nearest(str(value), list(among))}")
+    return value
+
+
+def _typed(default: Any, value: Any, path: str) -> Any:
+    """``value`` in the type of ``default``, or an error."""
+    wanted = type(default)
+    if wanted is tuple:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+            raise ConfigError(f"{path}: expected a list of ids, got {value!r}")
+        return tuple(str(v) for v in value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{path}: expected {_KINDS[wanted]}, got {value!r}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _check(config: Config) -> None:
+    """Refuse combinations that cannot work, with the reason."""
+    if config.local.final_learning_rate > config.local.learning_rate:
+        raise ConfigError(
+            f"local.final_learning_rate {config.local.final_learning_rate} is above local.learning_rate "
+            f"{config.local.learning_rate}; the rate only falls"
+        )
+    redistils = config.redistill.mode != "none" and config.redistill.every < config.rounds.rounds
+    if redistils and config.data.judge_share == 0:
+        raise ConfigError(
+            "data.judge_share is 0, but re-distilled students are judged on that share; "
+            "raise it, or set redistill.mode = 'none'"
+        )

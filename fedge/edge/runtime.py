@@ -1,0 +1,155 @@
+"""A released model in ONNX Runtime: windows in the sensor's units in, scores out."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from fedge.edge.screen import screen
+from fedge.errors import DataError, EnvironmentError_, ReleaseError
+from fedge.preprocess import Preprocess
+from fedge.release.manifest import MAX_CLASSES, MAX_MODEL_BYTES, MAX_WINDOW
+
+INPUT, OUTPUT = "window", "scores"
+_FATAL = 4  # ONNX Runtime's severity above which it writes to standard error; its errors are raised
+_BATCH = 256  # windows answered in one call: bounds the memory of a long list of them
+
+
+class Runtime:
+    """One model, ready to answer. May be shared between threads.
+
+    The model takes ``window``, float32 ``[batch, channels, time]``, and gives ``scores``, float32
+    ``[batch, classes]``, with a free batch size. It runs on one thread, which does not spin while idle.
+
+    Attributes:
+        preprocess: what turns a window into the model's input.
+        time, channels, classes: the sizes the model was made for.
+    """
+
+    def __init__(self, model: bytes | Path, preprocess: Preprocess) -> None:
+        """Open ``model``, the bytes of an ONNX file or its path.
+
+        Raises:
+            EnvironmentError_: the file cannot be read.
+            ReleaseError: the model is no self-contained ONNX model with standard operators, does not
+                open, or its input or output is not as above.
+        """
+        content = model if isinstance(model, bytes) else _read(model)
+        if len(content) > MAX_MODEL_BYTES:
+            raise ReleaseError(f"the model has {len(content)} bytes, above the limit of {MAX_MODEL_BYTES}")
+        screen(content)
+        self.preprocess = preprocess
+        self._session = _open(content)
+        self.channels, self.time = _sizes(self._session.get_inputs(), INPUT, 2)
+        (self.classes,) = _sizes(self._session.get_outputs(), OUTPUT, 1)
+        if self.channels != len(preprocess.mean):
+            known = len(preprocess.mean)
+            raise ReleaseError(f"the model takes {self.channels} channels, its preprocessing {known}")
+        if self.channels * self.time > MAX_WINDOW or self.classes > MAX_CLASSES:
+            raise ReleaseError("the model's window or its list of classes is above the limit")
+        self._bind()
+
+    def _bind(self) -> None:
+        """Set up the way of a single window: fixed memory in and out, so nothing is allocated."""
+        self._lock = threading.Lock()
+        self._window = np.empty((1, self.channels, self.time), np.float32)
+        self._scores = np.empty((1, self.classes), np.float32)
+        self._write = self.preprocess.into(self._window)
+        self._single = (1, self.time, self.channels)
+        self._binding = self._session.io_binding()
+        for bind, name, array in (
+            (self._binding.bind_input, INPUT, self._window),
+            (self._binding.bind_output, OUTPUT, self._scores),
+        ):
+            bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Scores of some windows.
+
+        Args:
+            x: ``[n, time, channels]``, float or integer, in the sensor's units.
+
+        Returns:
+            ``[n, classes]`` float32; whatever the model answers, NaN included.
+
+        Raises:
+            DataError: the windows have another shape, or hold NaN or infinity.
+            ReleaseError: the model fails on them.
+        """
+        if x.shape != self._single:
+            return self._predict_many(x)
+        with self._lock:
+            self._write(x)
+            try:
+                self._session.run_with_iobinding(self._binding)
+            except Exception as error:
+                raise _failed(error) from error
+            return self._scores.copy()
+
+    def _predict_many(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        if x.ndim != 3 or x.shape[1:] != (self.time, self.channels):
+            raise DataError(f"the model takes windows [n, {self.time}, {self.channels}], not {list(x.shape)}")
+        scores = np.empty((len(x), self.classes), np.float32)
+        for start in range(0, len(x), _BATCH):
+            window = self.preprocess.apply(x[start : start + _BATCH])
+            part = scores[start : start + _BATCH]
+            try:
+                (answer,) = self._session.run([OUTPUT], {INPUT: window})
+            except Exception as error:
+                raise _failed(error) from error
+            if answer.shape != part.shape:
+                raise ReleaseError(f"the model answers with shape {answer.shape}, not {part.shape}")
+            part[:] = answer
+        return scores
+
+
+def _read(path: Path) -> bytes:
+    """The file's content, of which no more is read than the limit and one byte."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_MODEL_BYTES + 1)
+    except OSError as error:
+        raise EnvironmentError_(f"cannot read the model {path}: {error.strerror}") from error
+
+
+def _open(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Otherwise bytes that look like ONNX Runtime's own format would be read as that, unscreened.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+        raise ReleaseError(f"the model does not open in ONNX Runtime: {_first_line(error)}") from error
+
+
+def _sizes(ports: list[onnxruntime.NodeArg], name: str, fixed: int) -> tuple[int, ...]:
+    """The sizes after the batch of a model's only input or output, which must be called ``name``."""
+    if [port.name for port in ports] != [name]:
+        found = ", ".join(port.name for port in ports[:8])
+        raise ReleaseError(f"the model must have exactly one port {name!r} here; it has: {found}")
+    shape, kind = ports[0].shape, ports[0].type
+    if kind != "tensor(float)":
+        raise ReleaseError(f"{name!r} of the model must be float32, not {kind}")
+    free, *sizes = shape or [0]
+    if isinstance(free, int) or len(sizes) != fixed or not all(isinstance(s, int) and s > 0 for s in sizes):
+        raise ReleaseError(
+            f"{name!r} of the model must have a free batch and {fixed} fixed sizes, not {shape}"
+        )
+    return tuple(sizes)
+
+
+def _failed(error: Exception) -> ReleaseError:
+    return ReleaseError(f"the model fails on a window: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """ONNX Runtime's message without its later lines, at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,212 @@
+"""One client's round, from bytes to bytes. Flower's ``ClientApp`` wraps it; a device process calls it.
+
+    decode the task -> settle what became of the last update -> take the new global weights
+    -> score them (and a candidate, if asked to judge one) -> fine-tune -> encode -> sign -> save -> answer
+
+The state is saved before the answer leaves. It holds the last update together with the residual as it was
+before *and* after it, until the server says whether that update was counted: counted, the residual after it
+is kept; not counted (lost, late, the server died), the residual before it is, as if the round had not been.
+The same task again gets the very same answer. So a client killed at any point loses nothing and counts
+nothing twice.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedge import plugins
+from fedge.data.types import ClientData, Windows
+from fedge.edge.gate import run_gate
+from fedge.edge.runtime import Runtime
+from fedge.errors import DataError, PayloadError, RefusedError, UpdateError
+from fedge.federated import frames
+from fedge.federated.client_state import ClientState, Pending, StateStore
+from fedge.federated.coding import Support, Weights, apply_step, build_codec, decode_dense
+from fedge.federated.frames import Hello, Offer, Scores, Train, Trained, Verdict, Welcome
+from fedge.federated.plan import Plan
+from fedge.federated.training import fine_tune, logits
+from fedge.preprocess import from_dict
+from fedge.release.bundle import parse_bundle
+from fedge.release.manifest import parse
+from fedge.release.rules import ReleaseRules
+from fedge.seeding import derive
+from fedge.signing import SigningKey
+from fedge.tasks import Task
+from fedge.update import weights_hash
+
+HELLO, UPDATE = "fedge hello", "fedge update"
+"""Purposes of a client's signatures."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a client brings along: all of it is its own, and a server can set none of it.
+
+    Attributes:
+        id: the name that the client is enrolled under.
+        key: proves that an update is this client's.
+        data: the client's windows. They are read here and go nowhere.
+        store: where its state survives a restart.
+        release_keys: public keys that releases must be signed with.
+        release_margin: how much worse than the current model a release may score here.
+        seed: of local training.
+        now: Unix time in seconds, for the expiry of releases.
+    """
+
+    id: str
+    key: SigningKey
+    data: ClientData
+    store: StateStore
+    release_keys: tuple[bytes, ...]
+    release_margin: float
+    seed: int
+    now: Callable[[], int] = lambda: int(time.time())
+
+
+def client_round(frame: bytes, device: Device) -> bytes:
+    """Answer one task of the server.
+
+    Raises:
+        PayloadError: the task, or something in it, is not what it claims to be.
+        UpdateError: the task does not fit what this client holds; the server should send exact weights.
+        DataError: the client's data do not fit the federation's student.
+    """
+    task = frames.decode_task(frame)
+    if isinstance(task, Welcome):
+        return frames.encode_reply(_welcome(task, device))
+    state = ClientState.load(device.store)
+    if isinstance(task, Offer):
+        return frames.encode_reply(_consider(task, state, device))
+    digest = hashlib.blake2b(frame, digest_size=16).digest()
+    if state.pending is not None and state.pending.task == digest:
+        return state.pending.reply
+    return _train(task, digest, state, device)
+
+
+def _welcome(task: Welcome, device: Device) -> Hello:
+    """Take the plan and the student, and say who this is."""
+    plan = Plan.from_dict(task.plan)
+    weights = decode_dense(task.snapshot, plan.spec.shapes())
+    _check_fit(device.data, plan)
+    support = Support.of(weights)
+    residual = build_codec(plan.uplink).init(support.shapes())
+    ClientState(plan, support, weights, version=0, residual=residual).save(device.store)
+    signature = device.key.sign(HELLO, plan.federation.encode(), device.id.encode(), task.challenge)
+    return Hello(device.key.public, signature)
+
+
+def _check_fit(data: ClientData, plan: Plan) -> None:
+    found = data.train.x.shape[1:]
+    if found != (plan.spec.time, plan.spec.channels):
+        wanted = f"[{plan.spec.time}, {plan.spec.channels}]"
+        raise DataError(f"this client's windows are {list(found)}; the federation's student takes {wanted}")
+
+
+def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> bytes:
+    """The round itself."""
+    state = _follow(task, _settle(task, state))
+    plan, learned = state.plan, plugins.load("task", state.plan.task).TASK
+    later = _score(plan, learned, state.weights, device.data.later)
+    judged = _judge(task, state, learned, device.data.judge)
+    reply = Trained(task.round, 0, 0.0, later, judged, b"", b"")
+    residual = state.residual
+    if task.learning_rate > 0 and len(device.data.train):
+        data = _tensors(plan, device.data.train)
+        seed = derive(device.seed, "local", task.round)
+        tuned, loss = fine_tune(plan, learned, state.weights, state.support, data, task.learning_rate, seed)
+        change = {n: tuned[n] - state.weights[n] for n in tuned}
+        residual, payload = build_codec(plan.uplink).encode(residual, state.support.gather(change))
+        reply = replace(reply, weight=len(data[1]), loss=loss, payload=payload)
+    parts = signed_parts(plan.federation, device.id, task.weights_hash, reply)
+    answer = frames.encode_reply(replace(reply, signature=device.key.sign(UPDATE, *parts)))
+    pending = Pending(task.round, digest, answer, residual) if reply.weight else None
+    replace(state, pending=pending).save(device.store)
+    return answer
+
+
+def signed_parts(federation: str, client: str, base: bytes, reply: Trained) -> tuple[bytes, ...]:
+    """What a client signs in an answer: where it belongs, who says it, and all of its content."""
+    return federation.encode(), client.encode(), base, reply.signed_part()
+
+
+def _settle(task: Train, state: ClientState) -> ClientState:
+    """Keep the residual after the last update if the server counted it, else the one before it."""
+    if state.pending is None:
+        return state
+    counted = state.pending.round == task.counted
+    return replace(state, residual=state.pending.residual if counted else state.residual, pending=None)
+
+
+def _follow(task: Train, state: ClientState) -> ClientState:
+    """Walk the steps from the weights held to the task's version."""
+    if weights_hash(state.weights) == task.weights_hash:
+        return replace(state, version=task.version)
+    weights, codec = state.weights, build_codec(state.plan.downlink)
+    first = task.version - len(task.steps) + 1
+    for version, group in enumerate(task.steps, first):
+        for step in group if version > state.version else ():
+            weights = apply_step(step, weights, state.support, codec)
+    if weights_hash(weights) != task.weights_hash:
+        raise UpdateError(
+            f"round {task.round}: the steps do not lead from version {state.version} to {task.version}"
+        )
+    return replace(state, weights=weights, version=task.version)
+
+
+def _judge(task: Train, state: ClientState, learned: Task, windows: Windows) -> Scores | None:
+    """Loss and score of the weights held and of the candidate, on windows that were never trained on."""
+    if task.candidate is None or not len(windows):
+        return None
+    codec = build_codec(state.plan.downlink)
+    candidate = apply_step(task.candidate, state.weights, state.support, codec)
+    x, y = _tensors(state.plan, windows)
+    held = _loss_and_score(state.plan, learned, state.weights, x, y)
+    return Scores(len(windows), *held, *_loss_and_score(state.plan, learned, candidate, x, y))
+
+
+def _loss_and_score(plan: Plan, task: Task, weights: Weights, x: Tensor, y: Tensor) -> tuple[float, float]:
+    answers = logits(plan, weights, x, quantized=True)
+    loss = float(task.loss(torch.from_numpy(answers), y))
+    return loss, task.score(answers, y.numpy())
+
+
+def _score(plan: Plan, task: Task, weights: Weights, windows: Windows) -> float:
+    if not len(windows):
+        return 0.0
+    x, y = _tensors(plan, windows)
+    return task.score(logits(plan, weights, x, quantized=True), y.numpy())
+
+
+def _tensors(plan: Plan, windows: Windows) -> tuple[Tensor, Tensor]:
+    """Windows as the student takes them, ``[n, channels, time]``, and labels ``[n]``."""
+    return torch.from_numpy(plan.preprocess.apply(windows.x)), torch.from_numpy(windows.y)
+
+
+def _consider(task: Offer, state: ClientState, device: Device) -> Verdict:
+    """Verify a release, try it on the client's own later data, and keep it if the gate lets it through."""
+    rules = ReleaseRules(state.plan.federation, device.release_keys, state.release_version)
+    try:
+        bundle = parse_bundle(task.bundle)
+        manifest = rules.accept(bundle.manifest, bundle.signature, bundle.model, device.now())
+    except RefusedError as error:
+        return Verdict(0, False, type(error).__name__, float("nan"), float("nan"), 0)
+    current = _running(state)
+    decision = run_gate(manifest, bundle.model, current, device.data.later, device.release_margin)
+    state = replace(state, release_version=manifest.version)
+    if decision.taken:
+        state = replace(state, release=task.bundle)
+    state.save(device.store)
+    numbers = [float("nan") if s is None else s for s in (decision.current_score, decision.candidate_score)]
+    return Verdict(manifest.version, decision.taken, decision.code, *numbers, decision.windows)
+
+
+def _running(state: ClientState) -> Runtime | None:
+    """The model that the client runs now, if it has one."""
+    if not state.release:
+        return None
+    bundle = parse_bundle(state.release)
+    return Runtime(bundle.model, from_dict(parse(bundle.manifest).preprocess))

@@ -1,0 +1,118 @@
+"""The journal: what has been completed, in SQLite, one transaction per completed round.
+
+A round is in it or it is not. After a crash the server reads the last state and goes on with the next round.
+The file is locked for as long as it is open, so two servers cannot write the same one.
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from fedge.errors import EnvironmentError_, PayloadError
+
+SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stages (name TEXT PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (number INTEGER PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS state (only INTEGER PRIMARY KEY CHECK (only = 1), content BLOB NOT NULL);
+"""
+
+
+class Journal:
+    """An open journal. Use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``, or make it.
+
+        Raises:
+            EnvironmentError_: it cannot be opened, is no journal, is from a newer fedge, or is in use.
+        """
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=0.5)
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=DELETE")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("BEGIN EXCLUSIVE")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA):
+                self._db.close()
+                raise EnvironmentError_(f"{path} was written by a newer fedge (schema {version}); update fedge")
+            for statement in _TABLES.strip().split(";\n"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={SCHEMA}")
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            busy = "locked" in str(error)
+            why = "another process is using it" if busy else str(error)
+            raise EnvironmentError_(f"cannot open the journal {path}: {why}") from None
+        except sqlite3.DatabaseError as error:
+            raise EnvironmentError_(f"{path} is not a journal of fedge: {error}") from None
+
+    def meta(self, key: str) -> Any:
+        """A value that was set once, or ``None``."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Set a value (what JSON can hold)."""
+        self._write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value))))
+
+    def stage(self, name: str) -> bytes | None:
+        """What a stage before the rounds left, or ``None`` if it was not completed."""
+        row = self._db.execute("SELECT content FROM stages WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def set_stage(self, name: str, content: bytes) -> None:
+        """A stage is complete."""
+        self._write(("INSERT OR REPLACE INTO stages VALUES (?, ?)", (name, content)))
+
+    def commit_round(self, number: int, record: Mapping[str, Any], state: bytes) -> None:
+        """Round ``number`` is complete: its record and the state after it, in one transaction."""
+        self._write(
+            ("INSERT INTO rounds VALUES (?, ?)", (number, json.dumps(record, allow_nan=False))),
+            ("INSERT OR REPLACE INTO state VALUES (1, ?)", (state,)),
+        )
+
+    def state(self) -> bytes | None:
+        """The state after the last completed round."""
+        row = self._db.execute("SELECT content FROM state").fetchone()
+        return None if row is None else bytes(row[0])
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Records of the completed rounds, in order.
+
+        Raises:
+            PayloadError: they are not the rounds 1, 2, 3, ...
+        """
+        rows = self._db.execute("SELECT number, record FROM rounds ORDER BY number").fetchall()
+        if [n for n, _ in rows] != list(range(1, len(rows) + 1)):
+            raise PayloadError(f"{self._path}: rounds are missing from the journal")
+        return [json.loads(record) for _, record in rows]
+
+    def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for sql, values in statements:
+                self._db.execute(sql, values)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise EnvironmentError_(f"cannot write the journal {self._path}: {error}") from None
+
+    def close(self) -> None:
+        """Close the file and give up its lock."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        """The journal itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()

@@ -1,0 +1,103 @@
+"""From global weights to a signed release: export, self-test vector, manifest, files, and one bundle."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedge.compress.export import export_int8
+from fedge.config import Config
+from fedge.edge.runtime import Runtime
+from fedge.federated.coding import Weights
+from fedge.federated.prepare import Prepared
+from fedge.release.bundle import Bundle
+from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest
+from fedge.release.rules import sign_release
+from fedge.release.store import publish
+from fedge.signing import SigningKey
+
+_SELF_TEST_WINDOWS = 4
+_TOLERANCE = 0.05
+"""Of logits, in the self-test: integer kernels of other processors may round a step differently."""
+
+_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Who signs releases, where they go, and what stands in every manifest.
+
+    Attributes:
+        folder: releases are written below it.
+        key: the signing key.
+        classes: names of the classes.
+        channels: names of the channels.
+        samples: a few of the server's windows ``[n, time, channels]`` for the self-test.
+    """
+
+    folder: Path
+    key: SigningKey
+    classes: tuple[str, ...]
+    channels: tuple[str, ...]
+    samples: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A release that has been written.
+
+    Attributes:
+        version: its number.
+        path: its folder.
+        sha256: of the model.
+        model_bytes: size of the model.
+        bundle: what travels to a device.
+    """
+
+    version: int
+    path: Path
+    sha256: str
+    model_bytes: int
+    bundle: bytes
+
+
+def publish_release(
+    config: Config,
+    publisher: Publisher,
+    prepared: Prepared,
+    weights: Weights,
+    version: int,
+    number: int,
+    metric: str,
+    scores: Mapping[str, float],
+) -> Published:
+    """Export the global ``weights`` after round ``number`` as release ``version``, sign it, write it."""
+    plan = prepared.plan
+    model = export_int8(plan.spec, weights, plan.scales)
+    runtime = Runtime(model, plan.preprocess)
+    samples = np.ascontiguousarray(publisher.samples[:_SELF_TEST_WINDOWS], np.float32)
+    created = int(time.time())
+    manifest = Manifest(
+        federation=plan.federation,
+        version=version,
+        round=number,
+        created=created,
+        task=plan.task,
+        model=ModelFile.of(model),
+        input=Input(plan.spec.time, plan.spec.channels, publisher.channels),
+        classes=publisher.classes,
+        preprocess=plan.preprocess.to_dict(),
+        metric=metric,
+        scores=scores,
+        sizes={"parameters": plan.spec.parameters(), "multiply_adds": plan.spec.multiply_adds()},
+        parent=version - 1 or None,
+        expires=created + config.release.valid_days * _DAY,
+        self_test=SelfTest.of(samples, runtime.predict(samples), _TOLERANCE),
+    ).to_bytes()
+    signature = sign_release(publisher.key, manifest)
+    path = publish(publisher.folder, manifest, signature, model)
+    bundle = Bundle(manifest, signature, model).to_bytes()
+    return Published(version, path, ModelFile.of(model).sha256, len(model), bundle)

@@ -1,0 +1,109 @@
+"""What the server remembers from round to round, and how it becomes one byte string in the journal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedge.federated.coding import Weights
+from fedge.federated.frames import Step, StepKind
+from fedge.packing import pack, unpack
+
+Steps = tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """What the server knows of one client.
+
+    Attributes:
+        version: of the global weights that it holds; ``None`` where that is not known.
+        counted: the last round in which an update of it was counted; 0 for none.
+    """
+
+    version: int | None = None
+    counted: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A re-distilled student that is being judged.
+
+    Attributes:
+        made: the round after which it was made.
+        step: from the global weights of that round to the candidate.
+    """
+
+    made: int
+    step: Step
+
+
+@dataclass(frozen=True, eq=False)
+class FederationState:
+    """The federation after ``round`` completed rounds.
+
+    Attributes:
+        round: rounds completed; also the version of ``weights``.
+        weights: the global weights as the clients hold them.
+        residual: the downlink codec's state: what the clients have not been told yet.
+        history: ``{version: steps}``, the steps that led to each of the last versions.
+        clients: what is known of each client, by id.
+        candidate: a re-distilled student on trial, if there is one.
+        released: number of releases so far.
+    """
+
+    round: int
+    weights: Weights
+    residual: Mapping[str, NDArray[np.generic]]
+    history: Mapping[int, Steps] = field(default_factory=dict)
+    clients: Mapping[str, ClientRecord] = field(default_factory=dict)
+    candidate: Candidate | None = None
+    released: int = 0
+
+    def to_bytes(self) -> bytes:
+        """Everything, exact."""
+        blobs: list[bytes] = []
+
+        def blob(step: Step) -> list[int]:
+            blobs.append(step.payload)
+            return [int(step.kind), len(blobs) - 1]
+
+        meta: dict[str, Any] = {
+            "round": self.round,
+            "history": [[v, [blob(s) for s in steps]] for v, steps in self.history.items()],
+            "clients": {c: [r.version, r.counted] for c, r in self.clients.items()},
+            "candidate": None if (c := self.candidate) is None else [c.made, blob(c.step)],
+            "released": self.released,
+        }
+        arrays: dict[str, NDArray[Any]] = {f"weights/{n}": w for n, w in self.weights.items()}
+        arrays |= {f"residual/{n}": np.asarray(r) for n, r in self.residual.items()}
+        arrays |= {f"blob/{i}": np.frombuffer(b, np.uint8) for i, b in enumerate(blobs)}
+        return pack(meta, arrays)
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "FederationState":
+        """What ``to_bytes`` wrote.
+
+        Raises:
+            PayloadError: damaged.
+        """
+        meta, arrays = unpack(content)
+
+        def step(saved: list[int]) -> Step:
+            return Step(StepKind(saved[0]), arrays[f"blob/{saved[1]}"].tobytes())
+
+        def below(prefix: str) -> dict[str, NDArray[Any]]:
+            return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+        candidate = meta["candidate"]
+        return FederationState(
+            round=meta["round"],
+            weights=below("weights/"),
+            residual=below("residual/"),
+            history={v: tuple(step(s) for s in steps) for v, steps in meta["history"]},
+            clients={c: ClientRecord(v, counted) for c, (v, counted) in meta["clients"].items()},
+            candidate=None if candidate is None else Candidate(candidate[0], step(candidate[1])),
+            released=meta["released"],
+        )

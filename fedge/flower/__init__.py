@@ -1,0 +1,1 @@
+"""Between Flower's messages and fedge's frames. Public Flower API only."""

@@ -1,0 +1,1 @@
+"""Teachers and students: what is computed, without saying how it is trained, pruned or quantized."""

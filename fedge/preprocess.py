@@ -1,0 +1,173 @@
+"""Preprocessing: one standardisation per channel, fitted on the server's data, used everywhere.
+
+It travels inside the release, and :meth:`Preprocess.apply` is the only path from a sensor's units to a
+model's input, in training and on the device. It does three elementwise float32 operations, each of
+which IEEE 754 rounds in one way only, so the server and every device get the same bits.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedge.errors import DataError, PayloadError
+
+MAX_CHANNELS = 1024
+DEFAULT_CLIP = 10.0
+_FLOAT32 = np.dtype(np.float32)
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocess:
+    """``clip((x - mean) / scale)``, per channel.
+
+    Attributes:
+        mean: ``[channels]`` float32, in the sensor's units; not writeable.
+        scale: ``[channels]`` float32, above 0, in the sensor's units; not writeable.
+        clip: what is left is held within ``-clip..clip``, in standard deviations.
+
+    Raises:
+        DataError: a shape or a value outside these bounds.
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    clip: float = DEFAULT_CLIP
+
+    def __post_init__(self) -> None:
+        """Check the values and freeze the arrays."""
+        mean, scale = (np.array(v, dtype=np.float32) for v in (self.mean, self.scale))
+        if mean.ndim != 1 or mean.shape != scale.shape or not 1 <= len(mean) <= MAX_CHANNELS:
+            raise DataError(f"mean and scale must be [channels], with 1 to {MAX_CHANNELS} channels")
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= _SMALLEST).all()):
+            raise DataError("mean and scale must be finite, and scale above 0")
+        if not _SMALLEST <= self.clip <= _LARGEST:
+            raise DataError(f"clip must be above 0 and finite, not {self.clip}")
+        mean.flags.writeable = scale.flags.writeable = False
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "scale", scale)
+
+    def apply(self, x: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Turn windows in the sensor's units into a model's input.
+
+        Args:
+            x: ``[n, time, channels]``, float or integer; converted to float32 before anything else.
+            out: where to write, ``[n, channels, time]`` float32; by default a new array.
+
+        Returns:
+            ``[n, channels, time]`` float32, contiguous.
+
+        Raises:
+            DataError: ``x`` has another shape, another kind of number, or holds NaN or infinity.
+        """
+        x = _windows(x, len(self.mean))
+        if out is None:
+            out = np.empty((x.shape[0], x.shape[2], x.shape[1]), np.float32)
+        clip = np.float32(self.clip)
+        with np.errstate(over="ignore"):  # an overflow becomes infinity, which is clipped
+            np.subtract(x.transpose(0, 2, 1), self.mean[:, None], out=out)
+            np.divide(out, self.scale[:, None], out=out)
+        np.maximum(out, -clip, out=out)
+        return np.minimum(out, clip, out=out)
+
+    def into(self, out: NDArray[np.float32]) -> Callable[[NDArray[Any]], None]:
+        """A faster :meth:`apply` for one window at a time, with the same bits.
+
+        Nothing is allocated or broadcast, and one look at the smallest and the largest result (NaN
+        counts as both) replaces the checks and the clipping of a window that needs neither.
+
+        Args:
+            out: ``[1, channels, time]`` float32, contiguous; every call writes its result here.
+
+        Returns:
+            A function of one window ``[1, time, channels]``; raises ``DataError`` as ``apply`` does.
+            Not for several threads at once.
+        """
+        shape = (1, out.shape[2], len(self.mean))
+        mean, scale = (np.ascontiguousarray(np.broadcast_to(v, shape)) for v in (self.mean, self.scale))
+        work = np.empty(shape, np.float32)
+        flat, target, clip = work.reshape(-1), out.transpose(0, 2, 1), float(np.float32(self.clip))
+
+        def write(x: NDArray[Any]) -> None:
+            if x.shape == shape and x.dtype == _FLOAT32:
+                try:
+                    np.subtract(x, mean, work)
+                    np.divide(work, scale, work)
+                except (RuntimeWarning, FloatingPointError):  # an overflow, where these are errors
+                    work.fill(np.inf)
+                if flat.item(flat.argmin()) >= -clip and flat.item(flat.argmax()) <= clip:
+                    target[...] = work
+                    return
+            self.apply(x, out)
+
+        return write
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON can hold it; :func:`from_dict` gives back the same bits."""
+        return {"mean": self.mean.tolist(), "scale": self.scale.tolist(), "clip": float(self.clip)}
+
+
+def fit(x: NDArray[Any], clip: float = DEFAULT_CLIP) -> Preprocess:
+    """Mean and standard deviation of each channel over all windows and times of ``x``.
+
+    A channel that is constant (its deviation is no more than the rounding of its own values) has
+    nothing to divide by: it gets scale 1, so that it comes out as zeros.
+
+    Args:
+        x: ``[n, time, channels]``, float or integer, in the sensor's units; at least one window.
+        clip: see :class:`Preprocess`.
+
+    Raises:
+        DataError: no windows, too many channels, or ``x`` holds NaN or infinity.
+    """
+    if x.ndim != 3 or x.size == 0:
+        raise DataError(f"preprocessing is fitted on windows [n, time, channels]; these are {x.shape}")
+    wide = _windows(x, x.shape[2]).astype(np.float64)
+    mean, scale = wide.mean(axis=(0, 1)), wide.std(axis=(0, 1))
+    rounding = np.finfo(np.float32).eps * np.abs(wide).max(axis=(0, 1))
+    scale[scale <= np.maximum(rounding, _SMALLEST)] = 1.0
+    return Preprocess(mean.astype(np.float32), scale.astype(np.float32), clip)
+
+
+def from_dict(raw: object) -> Preprocess:
+    """Parse what :meth:`Preprocess.to_dict` wrote, from a source that is not trusted.
+
+    Raises:
+        PayloadError: an unknown or missing key, a wrong type, or a value outside its bounds.
+    """
+    if not isinstance(raw, Mapping) or set(raw) != {"mean", "scale", "clip"}:
+        raise PayloadError("preprocessing must have the keys clip, mean and scale, and no others")
+    mean, scale = _numbers(raw["mean"], "mean"), _numbers(raw["scale"], "scale")
+    (clip,) = _numbers([raw["clip"]], "clip")
+    try:
+        return Preprocess(np.array(mean, np.float32), np.array(scale, np.float32), clip)
+    except DataError as error:
+        raise PayloadError(f"preprocessing: {error}") from error
+
+
+def _windows(x: NDArray[Any], channels: int) -> NDArray[np.float32]:
+    """``x`` as float32, after its shape and values have been checked."""
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise DataError(f"windows must be [n, time, {channels}]; these are {list(x.shape)}")
+    if x.dtype != np.float32:
+        if x.dtype.kind not in "fiu":
+            raise DataError(f"windows must be numbers, not {x.dtype}")
+        with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused below
+            x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise DataError("windows must be finite; these hold NaN, infinity or values beyond float32")
+    return x
+
+
+def _numbers(raw: object, name: str) -> list[float]:
+    """A short list of numbers that float32 can hold."""
+    if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_CHANNELS:
+        raise PayloadError(f"preprocessing: {name} must be a list of 1 to {MAX_CHANNELS} numbers")
+    for value in raw:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+            raise PayloadError(f"preprocessing: {name} must be finite float32 numbers")
+    return [float(value) for value in raw]

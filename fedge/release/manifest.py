@@ -1,0 +1,205 @@
+"""What a release says about itself: canonical JSON, parsed strictly.
+
+The bytes are what is signed, so there is one way of writing a manifest: keys sorted, no spaces, ASCII.
+The parser refuses every other way; hence ``parse(m.to_bytes()) == m`` and ``parse(b).to_bytes() == b``.
+Unknown keys are refused, except under ``extra``.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedge.errors import ReleaseError
+from fedge.release import _parse as p
+
+SCHEMA = 1
+KIND = "int8-qdq"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_MODEL_BYTES = 1 << 26
+MAX_WINDOW = 1 << 20  # values in one window
+MAX_CLASSES = 1024
+MAX_SELF_TEST = 16  # windows
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The model that belongs to a manifest: lower-case hex SHA-256, size in bytes, kind of model."""
+
+    sha256: str
+    size: int
+    kind: str = KIND
+
+    @staticmethod
+    def of(model: bytes) -> "ModelFile":
+        """What describes ``model``."""
+        return ModelFile(hashlib.sha256(model).hexdigest(), len(model))
+
+
+@dataclass(frozen=True)
+class Input:
+    """The windows a model takes: samples in one, number of channels, and the channels' names."""
+
+    time: int
+    channels: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Windows with the scores the model must give for them, to tell that it works on a device.
+
+    int8 kernels of different processors do not agree bit for bit, hence the tolerance.
+
+    Attributes:
+        windows: ``[k, time, channels]`` float32 in the sensor's units, little-endian, row by row.
+        scores: ``k`` rows of ``classes`` numbers.
+        tolerance: largest allowed difference of one score, above 0.
+    """
+
+    windows: bytes
+    scores: tuple[tuple[float, ...], ...]
+    tolerance: float
+
+    @staticmethod
+    def of(x: NDArray[np.float32], scores: NDArray[np.float32], tolerance: float) -> "SelfTest":
+        """From windows ``[k, time, channels]`` and scores ``[k, classes]``."""
+        rows = tuple(tuple(float(v) for v in row) for row in scores)
+        return SelfTest(np.ascontiguousarray(x, "<f4").tobytes(), rows, float(tolerance))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One release. Checked when it is parsed; :meth:`to_bytes` of a wrong one raises, too.
+
+    Attributes:
+        federation: whose release it is: 16 to 64 lower-case hex digits.
+        version: 1 or above; each release of a federation has a higher one.
+        round: the last round that went into it.
+        created: Unix time in seconds, said by whoever releases.
+        task: name of the task.
+        model: the model file.
+        input: the windows it takes.
+        classes: names of the classes, in the order of the scores.
+        preprocess: see :func:`fedge.preprocess.from_dict`.
+        metric: name of the score it was chosen by; higher is better.
+        scores: what it scored, by name (as in ``report.json``).
+        sizes: facts about its size, by name, in bytes or parameters.
+        parent: the version it was fine-tuned from, if any.
+        expires: Unix time in seconds; from then on a device does not take it any more.
+        self_test: see :class:`SelfTest`.
+        extra: anything else, as JSON.
+    """
+
+    federation: str
+    version: int
+    round: int
+    created: int
+    task: str
+    model: ModelFile
+    input: Input
+    classes: tuple[str, ...]
+    preprocess: Mapping[str, object]
+    metric: str
+    scores: Mapping[str, float]
+    sizes: Mapping[str, int]
+    parent: int | None
+    expires: int
+    self_test: SelfTest
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON.
+
+        Raises:
+            ReleaseError: what this manifest says is outside the bounds, or JSON would change it.
+        """
+        raw = asdict(self) | {"schema": SCHEMA}
+        raw["self_test"]["windows"] = base64.b64encode(self.self_test.windows).decode()
+        content = p.canonical(raw)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise ReleaseError(f"the manifest has {len(content)} bytes; the limit is {MAX_MANIFEST_BYTES}")
+        if parse(content) != self:
+            raise ReleaseError(
+                "the manifest holds what JSON would change, such as a tuple or a number as a key"
+            )
+        return content
+
+    def self_test_windows(self) -> NDArray[np.float32]:
+        """The self-test's windows, ``[k, time, channels]`` float32."""
+        flat = np.frombuffer(self.self_test.windows, "<f4").astype(np.float32)
+        return flat.reshape(-1, self.input.time, self.input.channels)
+
+    def self_test_scores(self) -> NDArray[np.float32]:
+        """What the model must answer to them, ``[k, classes]`` float32."""
+        return np.array(self.self_test.scores, np.float32)
+
+
+def parse(content: bytes) -> Manifest:
+    """Parse a manifest from a source that is not trusted.
+
+    Raises:
+        ReleaseError: it is too long, not canonical JSON, nests too deeply, has an unknown or a missing
+            key, or a value of the wrong type or outside its bounds.
+    """
+    raw = p.load(content, MAX_MANIFEST_BYTES)
+    if raw.get("schema") != SCHEMA:
+        raise ReleaseError(f"the manifest has schema {raw.get('schema')!r:.20}; this fedge reads {SCHEMA}")
+    p.keys(raw, "manifest", {*Manifest.__dataclass_fields__, "schema"})
+    window = _input(p.obj(raw["input"], "input"))
+    classes = p.names(raw["classes"], "classes", MAX_CLASSES)
+    version = p.integer(raw["version"], "version", 1)
+    created = p.integer(raw["created"], "created", 0)
+    parent = raw["parent"]
+    return Manifest(
+        federation=p.hex_digits(raw["federation"], "federation", 16, 64),
+        version=version,
+        round=p.integer(raw["round"], "round", 0),
+        created=created,
+        task=p.name(raw["task"], "task"),
+        model=_model(p.obj(raw["model"], "model")),
+        input=window,
+        classes=classes,
+        preprocess=p.preprocessing(raw["preprocess"], window.channels),
+        metric=p.name(raw["metric"], "metric"),
+        scores={k: p.number(v, k) for k, v in p.table(raw["scores"], "scores").items()},
+        sizes={k: p.integer(v, k, 0) for k, v in p.table(raw["sizes"], "sizes").items()},
+        parent=None if parent is None else p.integer(parent, "parent", 1, version - 1),
+        expires=p.integer(raw["expires"], "expires", created + 1),
+        self_test=_self_test(p.obj(raw["self_test"], "self_test"), window, len(classes)),
+        extra=p.obj(raw["extra"], "extra"),
+    )
+
+
+def _model(raw: Mapping[str, object]) -> ModelFile:
+    p.keys(raw, "model", set(ModelFile.__dataclass_fields__))
+    if raw["kind"] != KIND:
+        raise ReleaseError(f"the model is of kind {raw['kind']!r:.40}; this fedge runs {KIND!r}")
+    return ModelFile(
+        p.hex_digits(raw["sha256"], "sha256", 64, 64), p.integer(raw["size"], "size", 1, MAX_MODEL_BYTES)
+    )
+
+
+def _input(raw: Mapping[str, object]) -> Input:
+    p.keys(raw, "input", set(Input.__dataclass_fields__))
+    names = p.names(raw["names"], "names of channels", p.MAX_CHANNELS)
+    channels = p.integer(raw["channels"], "channels", 1, p.MAX_CHANNELS)
+    if channels != len(names):
+        raise ReleaseError(f"the manifest says {channels} channels and names {len(names)}")
+    return Input(p.integer(raw["time"], "time", 1, MAX_WINDOW // channels), channels, names)
+
+
+def _self_test(raw: Mapping[str, object], window: Input, classes: int) -> SelfTest:
+    p.keys(raw, "self_test", set(SelfTest.__dataclass_fields__))
+    scores = tuple(
+        tuple(p.number(v, "self_test scores") for v in p.array(row, "self_test scores", classes, classes))
+        for row in p.array(raw["scores"], "self_test scores", 1, MAX_SELF_TEST)
+    )
+    size = 4 * len(scores) * window.time * window.channels
+    windows = p.binary(raw["windows"], "self_test windows", size)
+    if not np.isfinite(np.frombuffer(windows, "<f4")).all():
+        raise ReleaseError("the manifest's self-test windows hold NaN or infinity")
+    return SelfTest(windows, scores, p.number(raw["tolerance"], "tolerance", 1e-9, 1e9))

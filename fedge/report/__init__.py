@@ -1,0 +1,11 @@
+"""The report of a run: ``report.json`` read and checked, as a page to look at and as lines for a terminal.
+
+Read in this order: ``read`` (the file, and careful access to what is in it), ``words`` (numbers as
+people write them), ``html`` and ``svg`` (safe markup), ``charts``, ``sections``, ``page``.
+"""
+
+from fedge.report.page import write_html
+from fedge.report.read import SCHEMA, load_report
+from fedge.report.summary import summary_lines
+
+__all__ = ["SCHEMA", "load_report", "summary_lines", "write_html"]

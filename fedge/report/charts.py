@@ -1,0 +1,269 @@
+"""The kinds of chart that the page uses: lines over rounds, change per client, and bars."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fedge.report.html import Html, el, join
+from fedge.report.svg import (
+    Axis,
+    canvas,
+    dot,
+    grid,
+    label,
+    line,
+    linear,
+    mark,
+    percent,
+    polyline,
+    spread_apart,
+)
+from fedge.report.words import clean, points, score, short_score
+
+MOST_POINTS = 300
+"""More rounds than this are thinned out in a drawing; the table beside it has them all."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: what it is called at its end.
+        kind: CSS classes of its line.
+        points: ``(round, value)``, in order.
+        shown: its last value, as text.
+        reference: whether it is there to compare with: no dots, and not read out.
+    """
+
+    name: str
+    kind: str
+    points: Sequence[tuple[float, float]]
+    shown: str
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A strip below a chart with signs at some rounds: ``(round, sign, tip)``."""
+
+    name: str
+    signs: Sequence[tuple[float, str, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over rounds."""
+
+    name: str
+    title: str
+    words: str
+    series: Sequence[Series]
+    axis: Axis
+    shown: Callable[[float], str]
+    read: Callable[[float], str]
+    lanes: Sequence[Lane] = field(default_factory=tuple)
+    height: float = 240.0
+    right: int = 112
+
+
+_TOP, _LANE, _MARKED = 26.0, 24.0, 12
+
+
+def line_chart(chart: Chart) -> Html:
+    """Draw a chart: rules, lines, names at their ends, lanes, and a read-out under the pointer."""
+    bottom = chart.height
+    last = max((x for one in chart.series for x, _ in one.points), default=1.0) or 1.0
+
+    def place(value: float) -> float:
+        return _TOP + (1 - chart.axis.at(value)) * (bottom - _TOP)
+
+    body = [grid(chart.axis, place, chart.shown)]
+    body += [_draw(one, last, place) for one in chart.series]
+    body.append(_names(chart, place))
+    ticks_at = bottom + 16
+    body.append(_rounds(last, ticks_at))
+    for k, lane in enumerate(chart.lanes):
+        body.append(_lane(lane, last, ticks_at + 12 + _LANE * (k + 0.6), bottom))
+    height = ticks_at + 14 + _LANE * len(chart.lanes)
+    body.append(_readouts(chart, last, height))
+    return canvas(chart.name, chart.title, chart.words, height, (50, chart.right), *body)
+
+
+def thin(pairs: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most about ``MOST_POINTS`` of the points, evenly chosen, the last one among them."""
+    step = -(-len(pairs) // MOST_POINTS)
+    return pairs if step <= 1 else [*pairs[:-1:step], pairs[-1]]
+
+
+def _draw(one: Series, last: float, place: Callable[[float], float]) -> Html:
+    spots = [(x / last, place(y)) for x, y in thin(one.points)]
+    if not spots:
+        return Html("")
+    drawn = polyline(spots, f"line {one.kind}")
+    if one.reference:
+        return drawn
+    step = -(-len(spots) // _MARKED)
+    dots = [dot(x, y, f"dot {one.kind}", 2.4) for x, y in spots[:-1:step]]
+    return join([drawn, *dots, dot(*spots[-1], kind=f"dot {one.kind}", radius=4)])
+
+
+def _names(chart: Chart, place: Callable[[float], float]) -> Html:
+    """Each line's name and last value at its end, moved apart where they would overlap."""
+    named = [one for one in chart.series if one.points]
+    ends = [place(one.points[-1][1]) for one in named]
+    places = spread_apart(ends, 15, _TOP, chart.height)
+    words = [
+        join([el("tspan", one.shown, class_="strong"), f" {one.name}"] if one.shown else [one.name])
+        for one in named
+    ]
+    return join(
+        label(1, y, text, f"end {one.kind}", dx=10) for one, y, text in zip(named, places, words, strict=True)
+    )
+
+
+def _rounds(last: float, y: float) -> Html:
+    """The ticks below: whole rounds, few enough for a telephone."""
+    ticks = [tick for tick in linear([0, last], 4, at_least=4).ticks if tick <= last]
+    if ticks and last - ticks[-1] > 0.12 * last:
+        ticks.append(last)
+    words = [label(tick / last, y, f"{tick:g}", "tick", anchor="middle") for tick in ticks]
+    return join([label(0, y, "round", "tick", anchor="end", dx=-8), *words])
+
+
+def _lane(lane: Lane, last: float, y: float, bottom: float) -> Html:
+    drawn = [line(0, y, 1, y, "lane"), label(1, y, lane.name, "tick", dx=10)]
+    for at, sign, tip in lane.signs:
+        x = min(at / last, 1.0)
+        drawn += [line(x, _TOP, x, bottom, "drop"), line(x, bottom + 25, x, y, "drop"), mark(x, y, sign, tip)]
+    return join(drawn)
+
+
+def _readouts(chart: Chart, last: float, height: float) -> Html:
+    """For each round a column that, under the pointer, shows its values; by CSS alone."""
+    values: dict[float, list[str]] = {}
+    for one in chart.series:
+        if not one.reference:
+            for at, y in thin(one.points):
+                values.setdefault(at, []).append(f"{one.name} {chart.read(y)}")
+    if not 1 < len(values) <= 2 * MOST_POINTS:
+        return Html("")
+    wide = 1 / (len(values) - 1)
+    drawn = []
+    for at in sorted(values):
+        words = "  \u00b7  ".join([f"round {at:g}", *values[at]])
+        x, read = at / last, label(1, 10, words, "read", anchor="end", dx=chart.right)
+        area = el("rect", x=percent(x - wide / 2), y="0", width=percent(wide), height=f"{height:g}")
+        drawn.append(
+            el("g", area, el("g", line(x, _TOP, x, height, "cursor"), read, class_="tip"), class_="hit")
+        )
+    return join(drawn)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One client before and after."""
+
+    name: str
+    before: float | None
+    after: float | None
+
+
+_ROW = 22.0
+
+
+def dumbbells(name: str, title: str, words: str, groups: Sequence[tuple[str, Sequence[Change]]]) -> Html:
+    """A row per client: a ring where it began, a dot where it ended, the difference in points at the side."""
+    values = [v for _, rows in groups for row in rows for v in (row.before, row.after) if v is not None]
+    axis = linear(values, 4, at_least=0.05)
+    y, body = 24.0, []
+    for group, rows in groups:
+        body.append(label(0, y, group, "group", anchor="end", dx=-12))
+        if group == groups[0][0]:
+            body.append(_ends(rows, axis, y))
+        for row in rows:
+            y += _ROW
+            body.append(_dumbbell(row, axis, y))
+        y += _ROW * 1.6
+    height = y - _ROW * 0.3
+    rules = [line(axis.at(t), 36, axis.at(t), height - 22, "rule") for t in axis.ticks]
+    ticks = [label(axis.at(t), height - 8, short_score(t), "tick", anchor="middle") for t in axis.ticks]
+    return canvas(name, title, words, height, (108, 62), *rules, *body, *ticks)
+
+
+def _ends(rows: Sequence[Change], axis: Axis, y: float) -> Html:
+    """Name the ring and the dot once, above the first row."""
+    for row in rows[:1]:
+        if row.before is not None and row.after is not None:
+            left, right = ("before", "after") if row.before <= row.after else ("after", "before")
+            low, high = sorted((row.before, row.after))
+            return join(
+                [
+                    label(axis.at(low), y, left, "tick", anchor="end", dx=4),
+                    label(axis.at(high), y, right, "tick", dx=-4),
+                ]
+            )
+    return Html("")
+
+
+def _dumbbell(row: Change, axis: Axis, y: float) -> Html:
+    short = clean(row.name, 12)
+    drawn = [line(0, y, 1, y, "row"), label(0, y, short, "name", anchor="end", dx=-12)]
+    if row.before is not None and row.after is not None:
+        change = row.after - row.before
+        kind = "worse" if round(100 * change, 1) < 0 else "better"
+        drawn.append(line(axis.at(row.before), y, axis.at(row.after), y, f"bar {kind}"))
+        drawn.append(label(1, y, points(change), f"change {kind}", anchor="end", dx=56))
+    if row.before is not None:
+        drawn.append(dot(axis.at(row.before), y, "ring", 4))
+    if row.after is not None:
+        drawn.append(dot(axis.at(row.after), y, "full", 4.5))
+    tip = f"{clean(row.name, 100)}: {score(row.before)} before, {score(row.after)} after"
+    return el("g", el("title", tip), *drawn)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its name, its length, and the value as text."""
+
+    name: str
+    value: float
+    shown: str
+    kind: str = ""
+
+
+def bars(
+    name: str,
+    title: str,
+    words: str,
+    rows: Sequence[Bar],
+    *,
+    left: int = 112,
+    full: float | None = None,
+    rule: tuple[float, str] | None = None,
+) -> Html:
+    """Bars from zero, each with its name on the left and its value at its end.
+
+    Args:
+        name: prefix of the ids.
+        title: what the chart is.
+        words: what it shows.
+        rows: the bars, from the top.
+        left: pixels for the names.
+        full: the value of a bar over the whole width; the longest bar where it is not given.
+        rule: a value to mark across all bars, with its name.
+    """
+    whole = full or max((row.value for row in rows), default=0.0) or 1.0
+    top = 24.0 if rule else 4.0
+    body: list[Html] = []
+    for k, row in enumerate(rows):
+        y, long = top + 13 + 28 * k, min(row.value / whole, 1.0)
+        area = el(
+            "rect", x="0", y=f"{y - 8:.1f}", width=percent(long), height="16", class_=f"fill {row.kind}"
+        )
+        body += [label(0, y, clean(row.name, 16), "name", anchor="end", dx=-12), area]
+        body.append(label(long, y, row.shown, "strong halo", dx=8))
+    height = top + 28 * len(rows) + 4
+    if rule:
+        x = min(rule[0] / whole, 1.0)
+        body = [line(x, 18, x, height, "limit"), label(x, 8, rule[1], "tick", anchor="middle"), *body]
+    return canvas(name, title, words, height, (left, 84), *body)

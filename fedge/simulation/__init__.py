@@ -1,0 +1,1 @@
+"""The whole life of a model on one machine."""

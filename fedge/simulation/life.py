@@ -1,0 +1,176 @@
+"""The life of a model, in order: prepare, rounds through a Flower ``Grid``, releases, report."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedge.config import Config
+from fedge.errors import EnvironmentError_
+from fedge.federated.journal import Journal
+from fedge.federated.prepare import Prepared, pack_prepared, prepare, unpack_prepared
+from fedge.federated.publish import Publisher
+from fedge.federated.server import Federation, run_rounds
+from fedge.federated.state import FederationState
+from fedge.flower.client_app import make_client_app
+from fedge.flower.grid_clients import GridClients
+from fedge.observe import Observer, silent
+from fedge.simulation.local import LocalGrid
+from fedge.simulation.summary import Run, make_report, write_report
+from fedge.simulation.world import CONFIG, Scorer, World, device_of, to_run_config
+
+JOURNAL = "journal.sqlite"
+WITHOUT = "without-redistillation"
+
+
+def simulate(config: Config, world: World, out: Path, observer: Observer, *, resume: bool) -> dict[str, Any]:
+    """The whole life with the local engine; returns the report, which is also in ``out``.
+
+    Args:
+        config: the run's settings.
+        world: built from them.
+        out: an existing folder: new, or with ``resume`` that of an interrupted run.
+        observer: is told what happens.
+        resume: go on with what the journal in ``out`` holds.
+
+    Raises:
+        EnvironmentError_: the folder holds another run, or cannot be written.
+    """
+    with Journal(out / JOURNAL) as journal:
+        bind(journal, config, resume=resume)
+        result: list[dict[str, Any]] = []
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, _context: Context) -> None:
+            result.append(live(grid, world, out, journal, observer))
+
+        run_config = {CONFIG: to_run_config(config)}
+        with LocalGrid(client_app, len(world.roles.participants), run_config, out / "clients.sqlite") as grid:
+            app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
+    return result[0]
+
+
+client_app: ClientApp = make_client_app(device_of)
+"""The ClientApp of every simulated client; ``clients/app.py`` names it for Flower."""
+
+
+def bind(journal: Journal, config: Config, *, resume: bool) -> None:
+    """Tie a journal to these settings, or check that it is tied to them.
+
+    Raises:
+        EnvironmentError_: ``resume`` and the journal belongs to other settings, or to none.
+    """
+    mine = to_run_config(config)
+    saved = journal.meta(CONFIG)
+    if saved is None and resume:
+        raise EnvironmentError_("there is nothing to resume in this folder; run it without --resume")
+    if saved is not None and saved != mine:
+        raise EnvironmentError_(f"this folder holds a run with other settings: {_difference(saved, mine)}")
+    if saved is None:
+        journal.set_meta(CONFIG, mine)
+
+
+def _difference(saved: str, mine: str) -> str:
+    import json
+
+    def flat(text: str) -> dict[str, Any]:
+        raw = json.loads(text)
+        top = {k: v for k, v in raw.items() if not isinstance(v, dict)}
+        return top | {f"{k}.{n}": x for k, v in raw.items() if isinstance(v, dict) for n, x in v.items()}
+
+    old, new = flat(saved), flat(mine)
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    shown = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:3])
+    return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def live(grid: Grid, world: World, out: Path, journal: Journal, observer: Observer) -> dict[str, Any]:
+    """What the ServerApp does: everything, talking to clients through ``grid`` only."""
+    prepared = _prepared(world, journal, observer)
+    scorer = Scorer.of(world, prepared.plan)
+    enrolled = {c: world.key(c).public for c in world.roles.participants}
+    publisher = Publisher(
+        folder=out,
+        key=world.release_key(),
+        classes=world.dataset.classes,
+        channels=world.dataset.channels,
+        samples=world.server_windows().x,
+    )
+    federation = Federation(
+        config=world.config,
+        task=world.task,
+        prepared=prepared,
+        clients=GridClients(grid),
+        enrolled=enrolled,
+        publisher=publisher,
+        journal=journal,
+        observer=observer,
+        score=scorer,
+    )
+    observer.event("note", text=_initial_line(scorer, prepared))
+    state = run_rounds(federation)
+    without = _without_redistillation(federation, out)
+    with observer.stage("report") as stage:
+        run = Run(world, prepared, state, journal.rounds(), without, scorer, out)
+        report = make_report(run)
+        write_report(report, out)
+        stage.result = f"{out / 'report.html'}"
+    return report
+
+
+def _initial_line(scorer: Scorer, prepared: Prepared) -> str:
+    first = scorer(prepared.weights)
+    return f"the student as first sent: clients {first['clients']:.3f}, unseen {first['unseen']:.3f}"
+
+
+def _prepared(world: World, journal: Journal, observer: Observer) -> Prepared:
+    """From the journal, or made now and put there."""
+    windows, classes = world.server_windows(), len(world.dataset.classes)
+    if (saved := journal.stage("prepared")) is not None:
+        return unpack_prepared(saved, world.config, world.task, windows, classes)
+    prepared = prepare(world.config, world.task, windows, classes, observer)
+    journal.set_stage("prepared", pack_prepared(prepared))
+    return prepared
+
+
+def _without_redistillation(federation: Federation, out: Path) -> list[dict[str, Any]] | None:
+    """The same rounds without any re-distillation, if one was accepted; else they are the same rounds."""
+    records = federation.journal.rounds()
+    if not any(r["redistillation"] and r["redistillation"]["accepted"] for r in records):
+        return None
+    config = federation.config
+    config = replace(config, redistill=replace(config.redistill, mode="none"))
+    folder = out / WITHOUT
+    folder.mkdir(exist_ok=True)
+    with federation.observer.stage("the same rounds without re-distillation") as stage:
+        with _control(folder, federation, config) as control:
+            run_rounds(control)
+            rounds = control.journal.rounds()
+        shutil.rmtree(folder)
+        last = rounds[-1]["scores"]
+        stage.result = f"clients {last['clients']:.3f}, unseen {last['unseen']:.3f}"
+    return rounds
+
+
+@contextmanager
+def _control(folder: Path, federation: Federation, config: Config) -> Iterator[Federation]:
+    """The federation once more, with clients of its own; they split their data as in the main run."""
+    partitions = {CONFIG: to_run_config(federation.config)}
+    path = folder / "clients.sqlite"
+    with Journal(folder / JOURNAL) as journal, LocalGrid(client_app, len(federation.enrolled), partitions, path) as grid:
+        yield replace(
+            federation,
+            config=config,
+            clients=GridClients(grid),
+            publisher=None,
+            journal=journal,
+            observer=silent,
+        )

@@ -1,0 +1,1 @@
+"""The Flower ServerApp, where ``[tool.flwr.app.components]`` looks for it."""

@@ -1,0 +1,78 @@
+"""Small models for the device's tests, and a manifest that fits them."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from fedge.preprocess import Preprocess
+from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest
+
+TIME, CHANNELS, CLASSES = 8, 2, 3
+RAW = Preprocess(np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32), 1e6)
+FITTED = Preprocess(np.array([1, -2], np.float32), np.array([0.5, 3], np.float32), 4.0)
+WEIGHTS = np.random.default_rng(0).normal(size=(CHANNELS, CLASSES)).astype(np.float32)
+Nodes = list[onnx.NodeProto]
+
+
+def model(
+    nodes: Nodes | None = None,
+    weights: NDArray[np.float32] = WEIGHTS,
+    *,
+    input_: tuple[str, int, Any] = ("window", TensorProto.FLOAT, ("batch", CHANNELS, TIME)),
+    output: tuple[str, int, Any] = ("scores", TensorProto.FLOAT, ("batch", CLASSES)),
+    more: tuple[onnx.TensorProto, ...] = (),
+) -> onnx.ModelProto:
+    """By default: the mean over time, times ``weights`` ``[channels, classes]``."""
+    graph = helper.make_graph(
+        mean_times_weights() if nodes is None else nodes,
+        "graph",
+        [helper.make_tensor_value_info(*input_)],
+        [helper.make_tensor_value_info(*output)],
+        [numpy_helper.from_array(weights, "weights"), *more],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def mean_times_weights(name: str = "scores") -> Nodes:
+    return [
+        helper.make_node("ReduceMean", ["window"], ["mean"], axes=[2], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], [name]),
+    ]
+
+
+def naive(x: NDArray[Any], preprocess: Preprocess) -> NDArray[np.float64]:
+    """What that model answers, in float64."""
+    z = np.clip((x - preprocess.mean) / preprocess.scale, -preprocess.clip, preprocess.clip)
+    result: NDArray[np.float64] = z.astype(np.float64).mean(axis=1) @ WEIGHTS.astype(np.float64)
+    return result
+
+
+def windows(n: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(1, 3, (n, TIME, CHANNELS)).astype(np.float32)
+
+
+def manifest(content: bytes, preprocess: Preprocess = FITTED, **changes: Any) -> Manifest:
+    x = windows(3, seed=9)
+    values: dict[str, Any] = {
+        "federation": "0123456789abcdef",
+        "version": 1,
+        "round": 1,
+        "created": 1,
+        "task": "test",
+        "model": ModelFile.of(content),
+        "input": Input(TIME, CHANNELS, ("a", "b")),
+        "classes": ("x", "y", "z"),
+        "preprocess": preprocess.to_dict(),
+        "metric": "accuracy",
+        "scores": {},
+        "sizes": {},
+        "parent": None,
+        "expires": 2,
+        "self_test": SelfTest.of(x, naive(x, preprocess).astype(np.float32), 1e-3),
+    }
+    whole = Manifest(**(values | changes))
+    whole.to_bytes()  # checks it
+    return whole

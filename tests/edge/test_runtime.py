@@ -1,0 +1,258 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from fedge.edge import runtime as module
+from fedge.edge.runtime import Runtime
+from fedge.errors import DataError, EnvironmentError_, ReleaseError
+from fedge.preprocess import Preprocess
+
+from .build import CHANNELS, CLASSES, FITTED, RAW, TIME, mean_times_weights, model, naive, windows
+
+GOOD = model().SerializeToString()
+FLOAT = TensorProto.FLOAT
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9))
+@settings(deadline=None, max_examples=30)
+def test_scores_are_those_of_numpy_for_any_number_of_windows(seed: int, n: int) -> None:
+    x = windows(n, seed)
+    scores = Runtime(GOOD, FITTED).predict(x)
+    assert scores.shape == (n, CLASSES)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, naive(x, FITTED), rtol=1e-4, atol=1e-4)
+
+
+def test_single_windows_and_batches_agree_across_the_batch_limit() -> None:
+    x = windows(2 * module._BATCH + 3)
+    runtime = Runtime(GOOD, FITTED)
+    single = np.concatenate([runtime.predict(x[i : i + 1]) for i in range(len(x))])
+    np.testing.assert_allclose(runtime.predict(x), single, rtol=1e-5, atol=1e-6)
+
+
+def test_answers_are_the_callers_own() -> None:
+    runtime = Runtime(GOOD, FITTED)
+    first = runtime.predict(windows(1, 1))
+    kept = first.copy()
+    runtime.predict(windows(1, 2))
+    assert first.tobytes() == kept.tobytes()
+
+
+def test_window_that_is_clipped_or_of_another_type_takes_the_same_way() -> None:
+    runtime = Runtime(GOOD, FITTED)
+    x = windows(1) * 1000
+    np.testing.assert_allclose(runtime.predict(x), naive(x, FITTED), rtol=1e-4, atol=1e-4)
+    whole = x.astype(np.int32)
+    assert runtime.predict(whole).tobytes() == runtime.predict(whole.astype(np.float32)).tobytes()
+    reverse = np.asfortranarray(x[:, ::-1])
+    np.testing.assert_allclose(runtime.predict(reverse), naive(reverse, FITTED), rtol=1e-4, atol=1e-4)
+
+
+def test_threads_do_not_mix_up_their_answers() -> None:
+    runtime, x = Runtime(GOOD, FITTED), windows(4)
+    expected = [runtime.predict(x[i : i + 1]).tobytes() for i in range(4)]
+    wrong: list[int] = []
+
+    def ask(i: int) -> None:
+        answers = [runtime.predict(x[i : i + 1]).tobytes() for _ in range(300)]
+        wrong.extend(i for answer in answers if answer != expected[i])
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_model_is_read_from_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(GOOD)
+    x = windows(1)
+    assert Runtime(path, RAW).predict(x).tobytes() == Runtime(GOOD, RAW).predict(x).tobytes()
+    with pytest.raises(EnvironmentError_, match="none"):
+        Runtime(tmp_path / "none.onnx", RAW)
+
+
+def test_oversized_model_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ReleaseError, match="limit"):
+        Runtime(path, RAW)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, CHANNELS, TIME),
+        (1, TIME, CHANNELS + 1),
+        (1, TIME - 1, CHANNELS),
+        (2, TIME + 1, CHANNELS),
+        (TIME, CHANNELS),
+        (1, 1, TIME, CHANNELS),
+        (0,),
+    ],
+)
+def test_windows_of_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="takes windows"):
+        Runtime(GOOD, RAW).predict(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [1, 3])
+def test_broken_readings_are_refused_not_scored(bad: float, n: int) -> None:
+    x = windows(n)
+    x[-1, 2, 1] = bad
+    runtime = Runtime(GOOD, FITTED)
+    with pytest.raises(DataError, match="finite"):
+        runtime.predict(x)
+    np.testing.assert_allclose(runtime.predict(windows(n)), naive(windows(n), FITTED), rtol=1e-4, atol=1e-4)
+
+
+WRONG_PORTS: list[dict[str, Any]] = [
+    {"input_": ("x", FLOAT, ("batch", CHANNELS, TIME))},
+    {"input_": ("window", FLOAT, (1, CHANNELS, TIME))},
+    {"input_": ("window", FLOAT, ("batch", CHANNELS, "time"))},
+    {"input_": ("window", FLOAT, ("batch", CHANNELS, TIME, 1))},
+    {"input_": ("window", FLOAT, ("batch", CHANNELS))},
+    {"input_": ("window", FLOAT, None)},
+    {"input_": ("window", FLOAT, ())},
+    {"input_": ("window", FLOAT, ("batch", CHANNELS + 1, TIME)), "weights": np.ones((3, 3), np.float32)},
+    {"input_": ("window", TensorProto.DOUBLE, ("batch", CHANNELS, TIME))},
+    {"output": ("scores", FLOAT, (1, CLASSES))},
+    {"output": ("scores", FLOAT, ("batch", CLASSES, 1))},
+    {"output": ("scores", TensorProto.INT64, ("batch", CLASSES))},
+    {"output": ("mean", FLOAT, ("batch", CHANNELS))},
+]
+
+
+@pytest.mark.parametrize("change", WRONG_PORTS)
+def test_model_with_other_ports_is_refused(change: dict[str, Any]) -> None:
+    nodes = mean_times_weights()
+    name = change.get("input_", ("window",))[0]
+    nodes[0].input[0] = name
+    with pytest.raises(ReleaseError):
+        Runtime(model(nodes, **change).SerializeToString(), RAW)
+
+
+def test_model_with_a_second_port_is_refused() -> None:
+    two_in, two_out = model(), model()
+    two_in.graph.input.append(helper.make_tensor_value_info("more", FLOAT, ("batch", 1)))
+    two_out.graph.output.append(helper.make_tensor_value_info("mean", FLOAT, ("batch", CHANNELS)))
+    for built in (two_in, two_out):
+        with pytest.raises(ReleaseError, match="exactly one"):
+            Runtime(built.SerializeToString(), RAW)
+
+
+def test_preprocessing_of_other_channels_is_refused() -> None:
+    with pytest.raises(ReleaseError, match="channels"):
+        Runtime(GOOD, Preprocess(np.zeros(3, np.float32), np.ones(3, np.float32)))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_model_that_lies_about_its_answers_shape_is_refused(n: int) -> None:
+    """The declared number of classes cannot be seen to be wrong before the model runs."""
+    start, end = (numpy_helper.from_array(np.array([v], np.int64), k) for k, v in (("s", 0), ("e", 2)))
+    nodes = [
+        *mean_times_weights("all"),
+        helper.make_node("Shape", ["all"], ["shape"]),
+        helper.make_node("Slice", ["shape", "s", "s"], ["nothing"]),
+        helper.make_node("Size", ["nothing"], ["zero"]),
+        helper.make_node("Reshape", ["zero", "one"], ["zeros"]),
+        helper.make_node("Add", ["e", "zeros"], ["two"]),
+        helper.make_node("Slice", ["all", "s", "two", "axis"], ["scores"]),
+    ]
+    one, axis = (numpy_helper.from_array(np.array([1], np.int64), k) for k in ("one", "axis"))
+    runtime = Runtime(model(nodes, more=(start, end, one, axis)).SerializeToString(), RAW)
+    with pytest.raises(ReleaseError):
+        runtime.predict(windows(n))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_model_that_fails_on_a_window_ends_in_release_error(n: int) -> None:
+    target = numpy_helper.from_array(np.array([7, CLASSES], np.int64), "seven")
+    nodes = [*mean_times_weights("flat"), helper.make_node("Reshape", ["flat", "seven"], ["scores"])]
+    try:
+        runtime = Runtime(model(nodes, more=(target,)).SerializeToString(), RAW)
+    except ReleaseError:
+        return  # a later ONNX Runtime may notice at once that the batch is not free
+    with pytest.raises(ReleaseError, match="fails on a window"):
+        runtime.predict(windows(n))
+
+
+def test_int8_qdq_model_runs() -> None:
+    scale, zero = (
+        numpy_helper.from_array(np.array(0.05, np.float32), "scale"),
+        numpy_helper.from_array(np.array(0, np.int8), "zero"),
+    )
+    nodes = [
+        helper.make_node("QuantizeLinear", ["window", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        *mean_times_weights(),
+    ]
+    nodes[2].input[0] = "dq"
+    x = windows(5)
+    answer = Runtime(model(nodes, more=(scale, zero)).SerializeToString(), FITTED).predict(x)
+    np.testing.assert_allclose(answer, naive(x, FITTED), atol=0.05)
+
+
+def test_onnx_runtime_is_set_to_one_thread_that_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    real = onnxruntime.InferenceSession
+
+    def session(content: bytes, options: Any, providers: list[str]) -> Any:
+        opened.append((options, providers))
+        return real(content, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    Runtime(GOOD, RAW)
+    ((options, providers),) = opened
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.load_model_format") == "ONNX"
+    assert providers == ["CPUExecutionProvider"]
+
+
+def test_nothing_is_written_to_the_terminal_whatever_the_model_does(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    target = numpy_helper.from_array(np.array([7, CLASSES], np.int64), "seven")
+    nodes = [*mean_times_weights("flat"), helper.make_node("Reshape", ["flat", "seven"], ["scores"])]
+    unused = numpy_helper.from_array(np.ones(3, np.float32), "unused")  # ONNX Runtime warns of it
+    for content in (b"garbage", GOOD[:-20], model(nodes, more=(target, unused)).SerializeToString()):
+        for n in (1, 2):
+            with pytest.raises(ReleaseError):
+                Runtime(content, RAW).predict(windows(n))
+    wrong_type = onnx.ModelProto.FromString(GOOD)
+    wrong_type.graph.node[1].op_type = "NoSuchOperator"
+    with pytest.raises(ReleaseError, match="does not open"):
+        Runtime(wrong_type.SerializeToString(), RAW)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_neither_torch_nor_flwr_nor_onnx_is_imported() -> None:
+    code = (
+        "import sys, fedge.edge.runtime, fedge.edge.gate, fedge.release.store, fedge.release.bundle\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'flwr', 'onnx', 'pandas'}))"
+    )
+    root = Path(module.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
