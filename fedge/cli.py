@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedge import __version__
-from fedge.errors import EnvironmentError_, FedgeError, InputError
+from fedge.errors import FedgeError, InputError, SetupError
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -58,7 +58,7 @@ def _missing(error: ModuleNotFoundError) -> tuple[str, int]:
     if package not in _EXTRAS:
         raise error
     hint = f"pip install 'fedge[{_EXTRAS[package]}]'"
-    return str(EnvironmentError_(f"this command needs {package}, which is not installed: {hint}")), 2
+    return str(SetupError(f"this command needs {package}, which is not installed: {hint}")), 2
 
 
 def _quiet_flower() -> None:
@@ -81,7 +81,9 @@ def _add_simulate(commands: Any) -> None:
     text = "run the whole life of a model on this machine"
     simulate = commands.add_parser("simulate", help=text, description=text.capitalize() + ".")
     simulate.add_argument(
-        "scenario", nargs="?", help="a built-in name or a TOML file (default: watch, or the task's with --data)"
+        "scenario",
+        nargs="?",
+        help="a built-in name or a TOML file (default: watch, or the task's with --data)",
     )
     simulate.add_argument("--task", metavar="NAME", help="what is learned (default: the scenario's)")
     simulate.add_argument("--data", metavar="PATH", help="your own data: an .npz file or a folder")
@@ -92,7 +94,9 @@ def _add_simulate(commands: Any) -> None:
     simulate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as local.epochs=3"
     )
-    simulate.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/SCENARIO-001)")
+    simulate.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: runs/SCENARIO-001)"
+    )
     simulate.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     simulate.set_defaults(run=_simulate)
 

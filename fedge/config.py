@@ -33,7 +33,9 @@ class Data:
     """Whose data there is, and who plays which part."""
 
     source: str = _setting("watch", "'watch', an .npz file, or a folder with one CSV or Parquet per client")
-    server_clients: tuple[str, ...] = _setting((), "ids (or patterns) whose data is the server's; default a fifth")
+    server_clients: tuple[str, ...] = _setting(
+        (), "ids (or patterns) whose data is the server's; default a fifth"
+    )
     unseen_clients: tuple[str, ...] = _setting((), "ids (or patterns) held out altogether; default a fifth")
     clients: int = _setting(0, "take only the first so many participants; 0 for all", 0, 1_000_000)
     judge_share: float = _setting(0.1, "share of a client's training part kept to judge candidates", 0, 0.5)
@@ -115,7 +117,9 @@ class Redistill:
     interpolation: float = _setting(0.3, "0 keeps the aggregate, 1 takes the re-distilled student", 0, 1)
     bits: int = _setting(3, "bits per weight of the change as it travels", 2, 8)
     judges: int = _setting(4, "sampled clients that score the candidate", 1, 1000)
-    margin: float = _setting(0.0, "how much better a candidate's score must be", -1, 1)
+    margin: float = _setting(
+        0.0, "how much higher a candidate's score must be, beside a clearly lower loss", -1, 1
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,8 @@ def load_config(
         _assign(raw, key.strip(), _literal(value.strip()))
     if task is not None:
         raw["task"] = task
+    if "scenario" in raw:
+        raise ConfigError("unknown key 'scenario': a scenario's name is that of its file")
     config = _parse(Config, raw | {"scenario": name}, "")
     _check(config)
     return config
@@ -201,16 +207,17 @@ def _read_scenario(scenario: str) -> tuple[str, dict[str, Any]]:
         if path.stat().st_size > _LARGEST_TOML:
             raise ConfigError(f"{path}: larger than 1 MiB, not a scenario")
         return path.stem, tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise ConfigError(f"{path}: {error}") from None
 
 
 def _literal(text: str) -> Any:
     """A TOML value; anything that is none is taken as a plain string."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"v = {text}")
+    except (ValueError, RecursionError):
         return text
+    return parsed["v"] if len(parsed) == 1 else text
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -263,10 +270,10 @@ def _typed(default: Any, value: Any, path: str) -> Any:
     if wanted is tuple:
         if isinstance(value, str):
             value = [value]
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+        if not isinstance(value, list | tuple) or not all(type(v) in (str, int) for v in value):
             raise ConfigError(f"{path}: expected a list of ids, got {value!r}")
         return tuple(str(v) for v in value)
-    if wanted is float and type(value) is int:
+    if wanted is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not wanted:
         raise ConfigError(f"{path}: expected {_KINDS[wanted]}, got {value!r}")

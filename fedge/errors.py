@@ -4,7 +4,7 @@
     |-- InputError            what the user gave is wrong           exit code 2
     |   |-- ConfigError           a scenario, a setting, a combination of them
     |   |-- DataError             a file of data, or what is in it
-    |   `-- EnvironmentError_     a missing package, no disk, a folder in the way
+    |   `-- SetupError     a missing package, no disk, a folder in the way
     `-- RefusedError          what came from elsewhere is refused   exit code 1
         |-- PayloadError          bytes that are not what they claim, or exceed a limit
         |-- SignatureError        a signature that does not verify
@@ -35,7 +35,7 @@ class DataError(InputError):
     """A file of data, or what is in it, cannot be used."""
 
 
-class EnvironmentError_(InputError):
+class SetupError(InputError):
     """Something around fedge is missing or in the way: a package, disk space, a folder."""
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 import numpy as np
 
-from fedge.errors import DataError, EnvironmentError_
+from fedge.errors import DataError, SetupError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -118,7 +118,7 @@ class JsonlSink:
         """Open ``path`` to append, and make its folder; ``clock`` counts seconds.
 
         Raises:
-            EnvironmentError_: the file cannot be opened.
+            SetupError: the file cannot be opened.
         """
         self._path, self._clock, self._start = path, clock, clock()
         try:
@@ -126,13 +126,13 @@ class JsonlSink:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             _cut_torn_line(self._fd)
         except OSError as error:
-            raise EnvironmentError_(f"cannot write {path}: {error.strerror}") from error
+            raise SetupError(f"cannot write {path}: {error.strerror}") from error
 
     def event(self, kind: str, /, **fields: object) -> None:
         """Append one line.
 
         Raises:
-            EnvironmentError_: the line cannot be written.
+            SetupError: the line cannot be written.
             ValueError: a field is called ``t`` or ``event``.
         """
         if reserved := {"t", "event"} & fields.keys():
@@ -142,9 +142,9 @@ class JsonlSink:
         try:
             written = os.write(self._fd, line)
         except OSError as error:
-            raise EnvironmentError_(f"cannot write {self._path}: {error.strerror}") from error
+            raise SetupError(f"cannot write {self._path}: {error.strerror}") from error
         if written != len(line):
-            raise EnvironmentError_(f"cannot write {self._path}: the disk is full")
+            raise SetupError(f"cannot write {self._path}: the disk is full")
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
         """A stage is two events, its beginning and its end."""

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from fedge.errors import PayloadError
 
 _MAGIC = b"FP1\0"
-_DTYPES = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "u1": "|u1", "i1": "|i1", "u4": "<u4", "u8": "<u8"}
+_DTYPES = {
+    "f4": "<f4",
+    "f8": "<f8",
+    "i4": "<i4",
+    "i8": "<i8",
+    "u1": "|u1",
+    "i1": "|i1",
+    "u4": "<u4",
+    "u8": "<u8",
+}
 _LARGEST_HEADER = 1 << 22
 
 
@@ -49,6 +58,8 @@ def unpack(data: bytes, max_bytes: int = 1 << 30) -> tuple[dict[str, Any], dict[
     try:
         header = json.loads(data[8 : 8 + size])
         meta, table = header["meta"], header["arrays"]
+        if not isinstance(meta, dict):
+            raise ValueError("meta is not a table")
         arrays, position = {}, 8 + size
         for name, code, shape in table:
             arrays[str(name)], position = _array(data, position, _DTYPES[code], shape)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fedge.errors import EnvironmentError_, SignatureError
+from fedge.errors import SetupError, SignatureError
 
 PUBLIC_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -104,16 +104,16 @@ def save_key(key: SigningKey, path: Path) -> None:
     """Write ``key`` to a new file as PEM (PKCS 8), readable by its owner only (mode 0600).
 
     Raises:
-        EnvironmentError_: the file exists already, or it cannot be written.
+        SetupError: the file exists already, or it cannot be written.
     """
     pem = key._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         message = f"{path} exists; a private key is never overwritten: move it away first"
-        raise EnvironmentError_(message) from error
+        raise SetupError(message) from error
     except OSError as error:
-        raise EnvironmentError_(f"cannot write the private key {path}: {error.strerror}") from error
+        raise SetupError(f"cannot write the private key {path}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(pem)
@@ -121,14 +121,14 @@ def save_key(key: SigningKey, path: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise EnvironmentError_(f"cannot write the private key {path}: {error.strerror}") from error
+        raise SetupError(f"cannot write the private key {path}: {error.strerror}") from error
 
 
 def load_key(path: Path) -> SigningKey:
     """Read a private key that :func:`save_key` (or ``openssl genpkey -algorithm ed25519``) wrote.
 
     Raises:
-        EnvironmentError_: no such file, others than its owner may read or write it, or it is no
+        SetupError: no such file, others than its owner may read or write it, or it is no
             unencrypted Ed25519 key in PEM.
     """
     try:
@@ -136,16 +136,14 @@ def load_key(path: Path) -> SigningKey:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             pem = file.read(_PEM_BYTES + 1)
     except OSError as error:
-        raise EnvironmentError_(f"cannot read the private key {path}: {error.strerror}") from error
+        raise SetupError(f"cannot read the private key {path}: {error.strerror}") from error
     if mode & 0o077:
-        raise EnvironmentError_(
-            f"{path} is open to others (mode {mode:04o}); make it yours alone: chmod 600 {path}"
-        )
+        raise SetupError(f"{path} is open to others (mode {mode:04o}); make it yours alone: chmod 600 {path}")
     return SigningKey(_parse_pem(pem, path))
 
 
 def _parse_pem(pem: bytes, path: Path) -> Ed25519PrivateKey:
-    problem = EnvironmentError_(f"{path} is not an unencrypted Ed25519 private key in PEM (PKCS 8)")
+    problem = SetupError(f"{path} is not an unencrypted Ed25519 private key in PEM (PKCS 8)")
     if len(pem) > _PEM_BYTES:
         raise problem
     try:

@@ -40,13 +40,17 @@ class Update:
         """One client's change.
 
         Raises:
-            UpdateError: not finite, or so large that the sum of updates could overflow.
+            UpdateError: not finite, or so large that the sum of updates could overflow; no weight.
         """
+        if weight < 1:
+            raise UpdateError(f"an update of weight {weight} counts for nothing")
         total = {}
         for name, value in arrays.items():
             steps = value.astype(np.float64) * (weight * _STEPS)
             if not np.all(np.abs(steps) < _LARGEST):
-                raise UpdateError(f"update of {name!r}: values are not finite or too large for weight {weight}")
+                raise UpdateError(
+                    f"update of {name!r}: values are not finite or too large for weight {weight}"
+                )
             total[name] = np.rint(steps).astype(np.int64)
         return Update(total, weight, base)
 
@@ -57,7 +61,9 @@ class Update:
             UpdateError: they are relative to different versions or shapes, or the sum would overflow.
         """
         if self.base != other.base or self.total.keys() != other.total.keys():
-            raise UpdateError(f"cannot add updates to versions {self.base} and {other.base}, or of other names")
+            raise UpdateError(
+                f"cannot add updates to versions {self.base} and {other.base}, or of other names"
+            )
         total = {}
         for name, mine in self.total.items():
             theirs = other.total[name]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedge import observe
-from fedge.errors import DataError, EnvironmentError_
+from fedge.errors import DataError, SetupError
 from fedge.observe import JsonlSink, Observer, Tee, Terminal, read_events, silent
 
 
@@ -133,13 +133,13 @@ def test_an_endless_line_is_refused_and_not_read_into_memory(tmp_path: Path) -> 
 def test_no_file_and_no_place_for_one_are_the_users_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
         read_events(tmp_path / "none")
-    with pytest.raises(EnvironmentError_, match="cannot write"):
+    with pytest.raises(SetupError, match="cannot write"):
         JsonlSink(tmp_path)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_reported_as_such() -> None:
-    with JsonlSink(Path("/dev/full")) as sink, pytest.raises(EnvironmentError_, match="No space left"):
+    with JsonlSink(Path("/dev/full")) as sink, pytest.raises(SetupError, match="No space left"):
         sink.event("round")
 
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedge.errors import EnvironmentError_, SignatureError
+from fedge.errors import SetupError, SignatureError
 from fedge.signing import SigningKey, fingerprint, load_key, save_key, signed_bytes, verify
 
 KEY = SigningKey.from_seed(bytes(range(32)))
@@ -138,7 +138,7 @@ def test_key_file_round_trip_is_private_whatever_the_umask(tmp_path: Path) -> No
 def test_existing_key_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     save_key(KEY, path)
-    with pytest.raises(EnvironmentError_, match="never overwritten"):
+    with pytest.raises(SetupError, match="never overwritten"):
         save_key(SigningKey.generate(), path)
     assert load_key(path).public == KEY.public
 
@@ -148,7 +148,7 @@ def test_key_open_to_others_is_refused_with_the_remedy(tmp_path: Path, mode: int
     path = tmp_path / "key.pem"
     save_key(KEY, path)
     path.chmod(mode)
-    with pytest.raises(EnvironmentError_, match="chmod 600"):
+    with pytest.raises(SetupError, match="chmod 600"):
         load_key(path)
 
 
@@ -162,14 +162,14 @@ def test_file_that_is_no_ed25519_key_is_refused(tmp_path: Path, content: bytes) 
     path = tmp_path / "key.pem"
     path.touch(mode=0o600)
     path.write_bytes(content)
-    with pytest.raises(EnvironmentError_, match="Ed25519"):
+    with pytest.raises(SetupError, match="Ed25519"):
         load_key(path)
 
 
 def test_missing_file_and_missing_folder_are_the_users_errors(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentError_, match="cannot read"):
+    with pytest.raises(SetupError, match="cannot read"):
         load_key(tmp_path / "none.pem")
-    with pytest.raises(EnvironmentError_, match="cannot write"):
+    with pytest.raises(SetupError, match="cannot write"):
         save_key(KEY, tmp_path / "none" / "key.pem")
 
 
@@ -180,7 +180,7 @@ def test_unfinished_key_file_is_taken_away_when_the_disk_is_full(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(EnvironmentError_, match="No space left"):
+    with pytest.raises(SetupError, match="No space left"):
         save_key(KEY, tmp_path / "key.pem")
     assert list(tmp_path.iterdir()) == []
 

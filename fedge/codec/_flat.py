@@ -116,7 +116,7 @@ def assemble(name: str, coder: Coder, *, additive: bool = False) -> Codec:
 
     def encode(state: State, arrays: Arrays) -> tuple[State, bytes]:
         layout = Layout.of({k: v.shape for k, v in arrays.items()})
-        _same_layout(state, layout)
+        _check_state(state, layout, coder)
         vector = _gather(arrays, layout)
         after = dict(state)
         if coder.error_feedback:
@@ -151,11 +151,16 @@ def residual(state: State) -> dict[str, Vector]:
     return {k: piece.astype(np.float32).reshape(shape) for k, shape, piece in pieces}
 
 
-def _same_layout(state: State, layout: Layout) -> None:
-    if "layout" not in state or state["layout"].tobytes() != layout.text:
+def _check_state(state: State, layout: Layout, coder: Coder) -> None:
+    needed = {"layout"} | ({"residual"} if coder.error_feedback else set())
+    needed |= {"counter"} if coder.counts else set()
+    if set(state) != needed:
+        raise PayloadError(f"the codec's state holds {sorted(state)}; expected {sorted(needed)}")
+    if state["layout"].tobytes() != layout.text:
         raise PayloadError("arrays have other names, order or shapes than the codec's state was made for")
-    if "residual" in state and state["residual"].shape != (layout.total,):
-        raise PayloadError(f"the residual has shape {state['residual'].shape}; expected ({layout.total},)")
+    for key, shape in (("residual", (layout.total,)), ("counter", (1,))):
+        if key in state and state[key].shape != shape:
+            raise PayloadError(f"the state's {key} has shape {state[key].shape}; expected {shape}")
 
 
 def _gather(arrays: Arrays, layout: Layout) -> Vector:

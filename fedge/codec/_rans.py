@@ -4,8 +4,8 @@ Symbol ``i`` belongs to lane ``i % lanes``. A lane's state is in [2^16, 2^32); i
 time, all lanes share one stream of words, and each step works on all lanes with vector operations
 (interleaving: Giesen 2014, arXiv 1402.3392). Integers only: the same on every machine.
 
-A lane costs four bytes, of which two are lost on average. The other two come back as ``spare``: 16 bits of
-anything are where a lane starts when it is encoded, and what remains of it when it has been decoded.
+A lane costs four bytes, and its symbols fill one of them on average. Two more come back as ``spare``: 16 bits
+of anything are where a lane starts when it is encoded, and what remains of it when it has been decoded.
 
     lanes x 4 bytes     states, little-endian
     rest                words of 2 bytes, little-endian, in the order in which the decoder wants them
@@ -32,20 +32,23 @@ _WORD = np.uint32(16)
 
 def encode(symbols: Symbols, table: Table, lanes: int, spare: Words) -> bytes:
     """Code ``symbols`` (``[n]``, each with a frequency above 0) in 1..n lanes; ``spare`` is ``[lanes]``."""
-    wide, starts = table.astype(np.uint32), _starts(table)
+    freqs, starts = table.astype(np.uint32), _starts(table)
+    rests = np.uint32(1 << PRECISION) - freqs
+    # A state above this gives up a word first; a frequency of 2^15 makes it 2^32 - 1: never.
+    highest = ((freqs.astype(np.uint64) << np.uint64(32 - PRECISION)) - np.uint64(1)).astype(np.uint32)
     state = spare.astype(np.uint32) + np.uint32(_LOW)
     chunks: list[NDArray[np.uint32]] = []
     for at in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
-        row = symbols[at : at + lanes]
-        x, freq = state[: len(row)], wide[row]
-        full = ((x >> np.uint32(32 - PRECISION)) >= freq).nonzero()[0]
+        row = symbols[at : at + lanes].astype(np.intp)
+        x = state[: len(row)]
+        full = (x > highest[row]).nonzero()[0]
         if len(full):
             over = x[full]
             chunks.append(over)
             x[full] = over >> _WORD
-        # x / freq rounded to a double never reaches the next integer: x < 2^32, freq <= 2^15.
-        quotient = (x / freq).astype(np.uint32)
-        x += quotient * ((_MASK + np.uint32(1)) - freq) + starts[row]
+        # (x // f) 2^15 + x % f + start, without the remainder.
+        x += x // freqs[row] * rests[row]
+        x += starts[row]
     words = np.concatenate(chunks[::-1]) if chunks else np.zeros(0, np.uint32)
     return state.astype("<u4").tobytes() + (words & np.uint32(0xFFFF)).astype("<u2").tobytes()
 
@@ -78,7 +81,7 @@ def _walk(
     slots, used = np.empty(count, np.uint16), 0
     for at in range(0, count, len(state)):
         x = state[: count - at]
-        slot = x & _MASK
+        slot = (x & _MASK).astype(np.intp)
         slots[at : at + len(x)] = slot
         x >>= _SHIFT
         x *= freq_of[slot]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_ONE_BY_ONE = 8192
-_DROPPED = 15
+_ONE_BY_ONE = 2048
+_DROPPED = 17
 _COARSE, _FINE = 48, 4
 
 
@@ -29,7 +29,7 @@ class Magnitudes:
 
 
 def magnitudes(vector: NDArray[np.float32]) -> Magnitudes:
-    """Of ``vector`` (``[n]``): one by one if they are few, else in bins of 1/256 octave, and the peak."""
+    """Of ``vector`` (``[n]``): one by one if they are few, else in bins of 1/64 octave, and the peak."""
     sizes = np.abs(vector)
     if len(sizes) <= _ONE_BY_ONE:
         return Magnitudes(sizes.astype(np.float64), np.ones(len(sizes)))

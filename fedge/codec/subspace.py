@@ -12,7 +12,7 @@ elsewhere: orthogonal, of equal length, and one pass over the entries for any nu
     4 bits each     d levels 0..15, high half first, zeros to a byte
 
 Entry ``i`` decodes to sign ``i`` * scale * (2 * level - 15) with the level of dimension ``i % d``. Signs are
-the bits, lowest first, of the raw 64-bit outputs of Philox-4x64-10 with key (seed, counter): 1 is negative.
+the bits that ``_noise`` gives for seed and counter: 1 is negative.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fedge.codec import Codec
 from fedge.codec._container import Reader, varint
 from fedge.codec._flat import Coder, Layout, Vector, assemble
+from fedge.codec._noise import bits
 from fedge.codec._scale import from_code, to_code
 from fedge.errors import ConfigError, PayloadError
 
@@ -74,7 +75,7 @@ def project(vector: Vector, dimensions: int, seed: int, counter: int) -> Vector:
 
     For clients that train inside the subspace of their next payload.
     """
-    negative = _signs(len(vector), seed, counter)
+    negative = bits(len(vector), seed, counter)
     return _spread(_means(vector, negative, min(dimensions, len(vector))).astype(np.float32), negative)
 
 
@@ -83,7 +84,7 @@ def _encode(settings: Settings, vector: Vector, layout: Layout, counter: int) ->
     head = varint(settings.seed) + varint(counter) + varint(d)
     if not d:
         return head, vector
-    negative = _signs(len(vector), settings.seed, counter)
+    negative = bits(len(vector), settings.seed, counter)
     code, levels = _quantize(_means(vector, negative, d) * settings.gain)
     pairs = np.append(levels, np.zeros(d % 2, np.uint8)).reshape(-1, 2)
     packed = (pairs[:, 0] << 4 | pairs[:, 1]).astype(np.uint8).tobytes()
@@ -116,19 +117,12 @@ def _decode(reader: Reader, layout: Layout) -> Vector:
     levels = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)
     if levels[d:].any():
         raise PayloadError("payload has trailing bits")
-    return _values(code, levels[:d], _signs(layout.total, seed, counter))
+    return _values(code, levels[:d], bits(layout.total, seed, counter))
 
 
 def _values(code: int, levels: NDArray[np.uint8], negative: NDArray[np.bool_]) -> Vector:
     scale = from_code(np.array([code], np.uint16))[0]
     return _spread((2 * levels.astype(np.float32) - np.float32(15)) * scale, negative)
-
-
-def _signs(count: int, seed: int, counter: int) -> NDArray[np.bool_]:
-    """Whether each of ``count`` entries of the basis is negative."""
-    source = np.random.Philox(key=np.array([seed, counter], np.uint64))
-    words = source.random_raw(-(-count // 64)).astype("<u8").view(np.uint8)
-    return np.unpackbits(words, count=count, bitorder="little").view(np.bool_)
 
 
 def _means(vector: Vector, negative: NDArray[np.bool_], d: int) -> NDArray[np.float64]:

@@ -7,13 +7,14 @@ Input ``window`` is float32 ``[batch, channels, time]``, output ``scores`` float
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fedge.compress.quantize import Scales, zero_point
+from fedge.compress.quantize import Scales, bounds, zero_point
 from fedge.models.student import StudentSpec
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -33,38 +34,49 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
     def rounded(self, tensor: str, name: str, scale: float) -> str:
         """Round a float tensor to int8 and back."""
-        step = self.constant(f"{name}.step", np.float32(scale))
-        zero = self.constant(f"{name}.zero", np.int8(zero_point(name)))
+        step = self.constant(f"{name}.step", np.asarray(scale, np.float32))
+        zero = self.constant(f"{name}.zero", np.asarray(zero_point(name), np.int8))
         q = self.node("QuantizeLinear", [tensor, step, zero], f"{name}.int8")
         return self.node("DequantizeLinear", [q, step, zero], f"{name}.rounded")
+
+    def clipped(self, tensor: str, name: str, scale: float) -> str:
+        """Hold a float tensor within what int8 could hold."""
+        low, high = (np.asarray(b, np.float32) for b in bounds(name, scale))
+        edges = [self.constant(f"{name}.low", low), self.constant(f"{name}.high", high)]
+        return self.node("Clip", [tensor, *edges], f"{name}.clipped")
 
     def weights(self, layer: str, arrays: Arrays, step_in: float) -> tuple[str, str]:
         """Constants of one layer's weight (int8) and bias (int32), dequantized."""
         weight, bias = arrays[f"{layer}.weight"], arrays[f"{layer}.bias"]
-        ints, step = quantized_weight(weight)
+        least = (np.abs(bias) / (step_in * 2.0**30)).astype(np.float32)
+        ints, step = quantized_weight(weight, least)
         zero = self.constant(f"{layer}.weight.zero", np.zeros(len(step), np.int8))
         w = self.constant(f"{layer}.weight.int8", ints)
         s = self.constant(f"{layer}.weight.step", step)
         w = self.node("DequantizeLinear", [w, s, zero], f"{layer}.weight", axis=0)
         fine = step * np.float32(step_in)
-        limit = 2**31 - 1
-        b_ints = np.clip(np.rint(bias / fine), -limit, limit).astype(np.int32)
-        b = self.constant(f"{layer}.bias.int32", b_ints)
+        b = self.constant(f"{layer}.bias.int32", np.rint(bias / fine).astype(np.int32))
         bs = self.constant(f"{layer}.bias.step", fine)
         bz = self.constant(f"{layer}.bias.zero", np.zeros(len(fine), np.int32))
         return w, self.node("DequantizeLinear", [b, bs, bz], f"{layer}.bias", axis=0)
 
 
-def quantized_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Int8 values and per-channel steps of a weight ``[outputs, ...]``, as the exported model holds them."""
+def quantized_weight(
+    weight: NDArray[np.float32], least: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Int8 values and per-channel steps of a weight ``[outputs, ...]``, as the exported model holds them.
+
+    No step is below ``least [outputs]``: with less, the bias of a channel whose weights are (nearly) all zero
+    would not fit int32. What such weights lose is below the resolution of the sum.
+    """
     flat = np.abs(weight.reshape(len(weight), -1))
-    step = np.maximum(flat.max(axis=1) / np.float32(127), _SMALLEST).astype(np.float32)
+    step = np.maximum(np.maximum(flat.max(axis=1) / np.float32(127), least), _SMALLEST).astype(np.float32)
     shaped = step.reshape(-1, *([1] * (weight.ndim - 1)))
     return np.clip(np.rint(weight / shaped), -127, 127).astype(np.int8), step
 
@@ -77,7 +89,9 @@ def export_int8(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
     for c in spec.convs:
         w, b = graph.weights(c.name, arrays, scales[before])
         pads = [c.kernel // 2] * 2
-        y = graph.node("Conv", [x, w, b], f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads)
+        y = graph.node(
+            "Conv", [x, w, b], f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads
+        )
         y = graph.node("Relu", [y], f"{c.name}.relu")
         x, before = graph.rounded(y, c.name, scales[c.name]), c.name
     x = graph.node("GlobalAveragePool", [x], "pooled")
@@ -88,18 +102,21 @@ def export_int8(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
     return _serialized(spec, graph)
 
 
-def export_float(spec: StudentSpec, arrays: Arrays) -> bytes:
-    """The same student in float32, for comparison."""
+def export_float(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
+    """The same student in float32 with the same bounds on its activations, for comparison."""
     graph = _Graph()
     for name, value in arrays.items():
         graph.constant(name, value)
-    x = "window"
+    x = graph.clipped("window", "input", scales["input"])
     for c in spec.convs:
         pads = [c.kernel // 2] * 2
         inputs = [x, f"{c.name}.weight", f"{c.name}.bias"]
-        y = graph.node("Conv", inputs, f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads)
-        x = graph.node("Relu", [y], f"{c.name}.relu")
+        y = graph.node(
+            "Conv", inputs, f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads
+        )
+        x = graph.clipped(y, c.name, scales[c.name])  # from 0: the ReLU is in it
     x = graph.node("Flatten", [graph.node("GlobalAveragePool", [x], "pooled")], "flat", axis=1)
+    x = graph.clipped(x, "mean", scales["mean"])
     graph.node("Gemm", [x, "head.weight", "head.bias"], "scores", transB=1)
     return _serialized(spec, graph)
 

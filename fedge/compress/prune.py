@@ -56,7 +56,8 @@ def allocate(rows: list[LayerSensitivity], share: float) -> dict[str, float]:
     Greedy in steps between ``LEVELS``; the last step is cut to hit the stated number exactly. Shares never
     pass the highest level, and a loss that falls (noise) counts as no rise.
     """
-    wanted = round(share * sum(r.weights for r in rows))
+    most = sum(round(LEVELS[-1] * r.weights) for r in rows)
+    wanted = min(round(share * sum(r.weights for r in rows)), most)
     level = dict.fromkeys((r.name for r in rows), 0)
     zeros = dict.fromkeys((r.name for r in rows), 0)
     while wanted > sum(zeros.values()):

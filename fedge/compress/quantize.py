@@ -38,9 +38,7 @@ def fake_quantized(spec: StudentSpec, scales: Scales) -> Numerics:
     Raises:
         PayloadError: a scale is missing, not finite or not positive.
     """
-    for name in activations(spec):
-        if not 0 < scales.get(name, 0.0) < float("inf"):
-            raise PayloadError(f"activation {name!r} has no usable scale")
+    _check_scales(spec, scales)
     source = dict(zip([c.name for c in spec.convs] + ["head"], _inputs(spec), strict=True))
 
     def weights(layer: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +52,35 @@ def fake_quantized(spec: StudentSpec, scales: Scales) -> Numerics:
         return torch.fake_quantize_per_tensor_affine(values, scales[name], zero_point(name), -128, 127)
 
     return Numerics(weights, activation)
+
+
+def bounded(spec: StudentSpec, scales: Scales) -> Numerics:
+    """The student in float: nothing is rounded, but activations keep to the range that int8 can hold.
+
+    The bounds are part of the function that the clients train (a ReLU with a ceiling, as ReLU6 in Sandler et
+    al. 2018), so the float student has them too; without them it is another network, 1 to 2 points apart on
+    ``watch``.
+
+    Raises:
+        PayloadError: a scale is missing, not finite or not positive.
+    """
+    _check_scales(spec, scales)
+
+    def activation(name: str, values: Tensor) -> Tensor:
+        return values.clamp(*bounds(name, scales[name]))
+
+    return Numerics(FLOAT.weights, activation)
+
+
+def bounds(name: str, scale: float) -> tuple[float, float]:
+    """Smallest and largest value of an activation tensor that int8 can hold."""
+    return (-128 - zero_point(name)) * scale, (127 - zero_point(name)) * scale
+
+
+def _check_scales(spec: StudentSpec, scales: Scales) -> None:
+    for name in activations(spec):
+        if not 0 < scales.get(name, 0.0) < float("inf"):
+            raise PayloadError(f"activation {name!r} has no usable scale")
 
 
 def _inputs(spec: StudentSpec) -> list[str]:

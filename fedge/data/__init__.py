@@ -20,7 +20,7 @@ def load(source: str | Path, *, window: int = 128, step: int = 64) -> Dataset:
 
     Raises:
         DataError: the data cannot be used.
-        EnvironmentError_: a package is missing.
+        SetupError: a package is missing.
     """
     if source == "watch":
         return load_watch()
@@ -46,7 +46,7 @@ def load_client(
 
     Raises:
         DataError: the data cannot be used, or is that of several clients.
-        EnvironmentError_: a package is missing.
+        SetupError: a package is missing.
     """
     path = Path(path)
     if is_table(path):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedge.data._names import check_name, natural_sorted, nearest, shorten
 from fedge.data._zip import MAX_ARRAY_BYTES, check_file
 from fedge.data.npz import MAX_CHANNELS, MAX_CLASSES
-from fedge.errors import DataError, EnvironmentError_
+from fedge.errors import DataError, SetupError
 
 MAX_ROWS = 20_000_000
 MAX_VALUES = 2**29
@@ -55,7 +55,7 @@ def read_recording(path: Path | str) -> Recording:
 
     Raises:
         DataError: anything wrong with the file: which row and column, and what to do.
-        EnvironmentError_: a Parquet file, and pyarrow is not installed.
+        SetupError: a Parquet file, and pyarrow is not installed.
     """
     path = Path(path)
     if not is_table(path):
@@ -207,7 +207,7 @@ def _read_parquet(path: Path) -> Recording:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise EnvironmentError_(
+        raise SetupError(
             f"{path}: Parquet needs the package pyarrow; run: pip install 'fedge[simulation]'"
         ) from None
     try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedge.data import load
 from fedge.data.types import Dataset, Windows
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 
 
 def split_to_files(source: str | Path, out: str | Path) -> list[tuple[str, Path, int]]:
@@ -29,7 +29,7 @@ def split_to_files(source: str | Path, out: str | Path) -> list[tuple[str, Path,
 
     Raises:
         DataError: the data cannot be used.
-        EnvironmentError_: ``out`` is in the way or cannot be written.
+        SetupError: ``out`` is in the way or cannot be written.
     """
     out = Path(out)
     _check_out(out)
@@ -42,7 +42,7 @@ def split_to_files(source: str | Path, out: str | Path) -> list[tuple[str, Path,
             _write(work / names[client], client, windows, data)
         work.rename(out)
     except OSError as error:
-        raise EnvironmentError_(f"{out}: cannot be written ({error.strerror})") from None
+        raise SetupError(f"{out}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return [(client, out / names[client], len(windows)) for client, windows in data.clients.items()]
@@ -73,9 +73,9 @@ def _check_out(out: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise EnvironmentError_(f"{out}: cannot be the output folder ({error.strerror})") from None
+        raise SetupError(f"{out}: cannot be the output folder ({error.strerror})") from None
     if in_the_way is not None:
-        raise EnvironmentError_(f"{out}: is not empty ({in_the_way.name}); give a new folder")
+        raise SetupError(f"{out}: is not empty ({in_the_way.name}); give a new folder")
 
 
 def _write(path: Path, client: str, windows: Windows, data: Dataset) -> None:

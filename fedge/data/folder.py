@@ -35,7 +35,7 @@ def load_folder(folder: Path | str, time: int, step: int, *, min_clients: int = 
     Raises:
         DataError: a file or a set of files that cannot be used.
         ConfigError: ``time`` or ``step`` is out of range.
-        EnvironmentError_: a Parquet file, and pyarrow is not installed.
+        SetupError: a Parquet file, and pyarrow is not installed.
     """
     folder = Path(folder)
     files = _client_files(folder)
@@ -59,7 +59,7 @@ def load_table(path: Path, time: int, step: int, classes: Sequence[str] | None =
     """One client's labelled file, for a device; ``classes`` None takes the labels that are in it.
 
     Raises:
-        DataError, ConfigError, EnvironmentError_: as ``load_folder``.
+        DataError, ConfigError, SetupError: as ``load_folder``.
     """
     recording = _labelled(path)
     names = tuple(classes) if classes is not None else recording.labels

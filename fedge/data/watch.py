@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fedge.data.types import Dataset, Windows
-from fedge.errors import DataError, EnvironmentError_
+from fedge.errors import DataError, SetupError
 
 TIME = 128
 """Samples in a window: 2.56 s at 50 Hz."""
@@ -32,7 +32,7 @@ def load_watch() -> Dataset:
     """The 20 clients ``p01-left`` to ``p10-right``; windows ``[n, 128, 6]``, ``group`` = the recording.
 
     Raises:
-        EnvironmentError_: ``seglearn`` is not installed.
+        SetupError: ``seglearn`` is not installed.
         DataError: its data file is not the one of version 1.2.5.
     """
     recordings = _recordings(_data_file())
@@ -51,7 +51,7 @@ def _data_file() -> Path:
         file = Path(folder) / "data" / "watch_dataset.npy"
         if file.is_file():
             return file
-    raise EnvironmentError_(
+    raise SetupError(
         "the data set 'watch' comes with the package seglearn, which is not installed; "
         "run: pip install 'fedge[simulation]'"
     )

@@ -51,7 +51,7 @@ def fit(
     mean = 0.0
     for epoch in range(how.epochs):
         order, total = torch.randperm(len(x), generator=generator), 0.0
-        for index in order.split(how.batch)[:batches]:
+        for index in torch.split(order, how.batch)[:batches]:
             windows = augment(x[index], generator) if augment else x[index]
             value = loss(windows, y[index])
             optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fedge.edge.screen import screen
-from fedge.errors import DataError, EnvironmentError_, ReleaseError
+from fedge.errors import DataError, ReleaseError, SetupError
 from fedge.preprocess import Preprocess
 from fedge.release.manifest import MAX_CLASSES, MAX_MODEL_BYTES, MAX_WINDOW
 
@@ -33,7 +33,7 @@ class Runtime:
         """Open ``model``, the bytes of an ONNX file or its path.
 
         Raises:
-            EnvironmentError_: the file cannot be read.
+            SetupError: the file cannot be read.
             ReleaseError: the model is no self-contained ONNX model with standard operators, does not
                 open, or its input or output is not as above.
         """
@@ -112,7 +112,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_MODEL_BYTES + 1)
     except OSError as error:
-        raise EnvironmentError_(f"cannot read the model {path}: {error.strerror}") from error
+        raise SetupError(f"cannot read the model {path}: {error.strerror}") from error
 
 
 def _open(model: bytes) -> onnxruntime.InferenceSession:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fedge import plugins
 from fedge.data.types import ClientData, Windows
-from fedge.edge.gate import run_gate
+from fedge.edge.gate import Decision, run_gate
 from fedge.edge.runtime import Runtime
-from fedge.errors import DataError, PayloadError, RefusedError, UpdateError
+from fedge.errors import DataError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client_state import ClientState, Pending, StateStore
 from fedge.federated.coding import Support, Weights, apply_step, build_codec, decode_dense
@@ -194,19 +194,27 @@ def _consider(task: Offer, state: ClientState, device: Device) -> Verdict:
         manifest = rules.accept(bundle.manifest, bundle.signature, bundle.model, device.now())
     except RefusedError as error:
         return Verdict(0, False, type(error).__name__, float("nan"), float("nan"), 0)
-    current = _running(state)
-    decision = run_gate(manifest, bundle.model, current, device.data.later, device.release_margin)
     state = replace(state, release_version=manifest.version)
+    state.save(device.store)  # before the model is opened: one that kills this process is not tried again
+    decision = run_gate(manifest, bundle.model, _running(state), device.data.later, device.release_margin)
     if decision.taken:
-        state = replace(state, release=task.bundle)
-    state.save(device.store)
-    numbers = [float("nan") if s is None else s for s in (decision.current_score, decision.candidate_score)]
-    return Verdict(manifest.version, decision.taken, decision.code, *numbers, decision.windows)
+        replace(state, release=task.bundle).save(device.store)
+    return _verdict(manifest.version, decision)
+
+
+def _verdict(version: int, decision: Decision) -> Verdict:
+    current, candidate = (
+        float("nan") if s is None else s for s in (decision.current_score, decision.candidate_score)
+    )
+    return Verdict(version, decision.taken, decision.code, current, candidate, decision.windows)
 
 
 def _running(state: ClientState) -> Runtime | None:
-    """The model that the client runs now, if it has one."""
+    """The model that the client runs now, if it has one that still opens."""
     if not state.release:
         return None
-    bundle = parse_bundle(state.release)
-    return Runtime(bundle.model, from_dict(parse(bundle.manifest).preprocess))
+    try:
+        bundle = parse_bundle(state.release)
+        return Runtime(bundle.model, from_dict(parse(bundle.manifest).preprocess))
+    except RefusedError:
+        return None

@@ -98,7 +98,7 @@ class ClientState:
         meta, arrays = unpack(content)
         try:
             return _restore(meta, arrays)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise PayloadError(f"the saved state is damaged: {error}") from None
 
 

@@ -245,9 +245,8 @@ def _train(reader: "_Reader") -> Train:
     name, count = reader.take(HASH_BYTES), reader.varint()
     if count > version:
         raise PayloadError("a task has steps to more versions than there are")
-    steps = []
-    for _ in range(count):  # bounded, as the next line: every step and every group takes bytes of the frame
-        steps.append(tuple(_read_step(reader, reader.byte()) for _ in range(reader.varint())))
+    # both counts are bounded in effect: every group and every step takes bytes of the frame
+    steps = [tuple(_read_step(reader, reader.byte()) for _ in range(reader.varint())) for _ in range(count)]
     rate, kind = reader.finite(), reader.byte()
     candidate = _read_step(reader, kind) if kind else None
     return Train(number, counted, version, name, tuple(steps), rate, candidate)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from fedge.errors import EnvironmentError_, PayloadError
+from fedge.errors import PayloadError, SetupError
 
 SCHEMA = 1
 
@@ -29,7 +29,7 @@ class Journal:
         """Open ``path``, or make it.
 
         Raises:
-            EnvironmentError_: it cannot be opened, is no journal, is from a newer fedge, or is in use.
+            SetupError: it cannot be opened, is no journal, is from a newer fedge, or is in use.
         """
         self._path = path
         try:
@@ -41,7 +41,9 @@ class Journal:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, SCHEMA):
                 self._db.close()
-                raise EnvironmentError_(f"{path} was written by a newer fedge (schema {version}); update fedge")
+                raise SetupError(f"{path} was written by a newer fedge (schema {version}); update fedge")
+            if version == 0 and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                raise sqlite3.DatabaseError("a database of another program")
             for statement in _TABLES.strip().split(";\n"):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={SCHEMA}")
@@ -49,9 +51,9 @@ class Journal:
         except sqlite3.OperationalError as error:
             busy = "locked" in str(error)
             why = "another process is using it" if busy else str(error)
-            raise EnvironmentError_(f"cannot open the journal {path}: {why}") from None
+            raise SetupError(f"cannot open the journal {path}: {why}") from None
         except sqlite3.DatabaseError as error:
-            raise EnvironmentError_(f"{path} is not a journal of fedge: {error}") from None
+            raise SetupError(f"{path} is not a journal of fedge: {error}") from None
 
     def meta(self, key: str) -> Any:
         """A value that was set once, or ``None``."""
@@ -103,7 +105,7 @@ class Journal:
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise EnvironmentError_(f"cannot write the journal {self._path}: {error}") from None
+            raise SetupError(f"cannot write the journal {self._path}: {error}") from None
 
     def close(self) -> None:
         """Close the file and give up its lock."""

@@ -78,11 +78,14 @@ class Plan:
         spec = StudentSpec.from_dict(raw["spec"])
         if not all(isinstance(raw[key], str) and len(raw[key]) <= 64 for key in ("federation", "task")):
             raise PayloadError("a plan's federation and task are short strings")
+        preprocess = from_dict(raw["preprocess"])
+        if len(preprocess.mean) != spec.channels:
+            raise PayloadError("a plan's preprocessing does not fit its student")
         return Plan(
             federation=raw["federation"],
             task=raw["task"],
             spec=spec,
-            preprocess=from_dict(raw["preprocess"]),
+            preprocess=preprocess,
             scales=_scales(raw["scales"], spec),
             training=_training(raw["training"]),
             uplink=_coding(raw["uplink"]),
@@ -113,6 +116,10 @@ def _training(raw: Any) -> Training:
 
 
 def _coding(raw: Any) -> Coding:
-    if not isinstance(raw, dict) or set(raw) != {"codec", "settings"} or not isinstance(raw["settings"], dict):
+    if (
+        not isinstance(raw, dict)
+        or set(raw) != {"codec", "settings"}
+        or not isinstance(raw["settings"], dict)
+    ):
         raise PayloadError("a plan's codec is a name and a table of settings")
     return Coding(str(raw["codec"]), raw["settings"])

@@ -110,9 +110,7 @@ class server_threads:  # noqa: N801  (a context manager, used like a function)
         torch.set_num_threads(self._before)
 
 
-def make_plan(
-    config: Config, spec: StudentSpec, preprocess: Preprocess, scales: Mapping[str, float]
-) -> Plan:
+def make_plan(config: Config, spec: StudentSpec, preprocess: Preprocess, scales: Mapping[str, float]) -> Plan:
     """What clients are told, from the settings and the student."""
     name = np.asarray([derive(config.seed, "federation", config.scenario)], "<u8").tobytes().hex()
     local = config.local
@@ -296,4 +294,3 @@ def unpack_prepared(content: bytes, config: Config, task: Task, windows: Windows
     x, y = torch.from_numpy(plan.preprocess.apply(windows.x)), torch.from_numpy(windows.y)
     rows = tuple(prune.LayerSensitivity(n, w, tuple(losses)) for n, w, losses in meta["sensitivity"])
     return Prepared(plan, snapshot, weights, Support.of(weights), teacher.eval(), x, y, rows)
-

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fedge.compress.quantize import fake_quantized
+from fedge.compress.quantize import bounded, fake_quantized
 from fedge.config import Config
 from fedge.distill._fit import Fit
 from fedge.federated.coding import Weights, encode_dense
@@ -51,9 +51,8 @@ def make_candidate(config: Config, task: Task, prepared: Prepared, weights: Weig
             task,
             how,
         )
-    share = settings.interpolation
-    change = {n: share * (taught[n] - start[n]).numpy() for n in taught}
-    target = {n: start[n].numpy() + change[n] for n in change}
+    change = {n: (settings.interpolation * (taught[n] - start[n])).numpy() for n in taught}
+    target = {n: weights[n] + change[n] for n in change}
     gather = prepared.support.gather
     by_change = encode_dense(gather(change), settings.bits)
     by_snapshot = encode_dense(gather(target), config.quantize.download_bits)
@@ -67,10 +66,11 @@ def teaching_signal(config: Config, prepared: Prepared, weights: Weights) -> Cal
     if config.redistill.mode == "teacher":
         return prepared.teacher
     spec, params = prepared.plan.spec, tensors(weights)
+    numerics = bounded(spec, prepared.plan.scales)
 
     def ensemble(x: Tensor) -> Tensor:
         teacher = F.softmax(prepared.teacher(x), dim=1)
-        aggregate = F.softmax(forward(spec, params, x), dim=1)
+        aggregate = F.softmax(forward(spec, params, x, numerics), dim=1)
         return torch.log((teacher + aggregate) / 2 + 1e-12)
 
     return ensemble

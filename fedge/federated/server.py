@@ -19,7 +19,7 @@ from fedge.errors import FedgeError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client import HELLO, UPDATE, signed_parts
 from fedge.federated.coding import Weights, build_codec, limits
-from fedge.federated.frames import Hello, Offer, Scores, Train, Trained, Verdict, Welcome
+from fedge.federated.frames import Hello, Offer, Scores, Trained, Verdict, Welcome
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
 from fedge.federated.publish import Published, Publisher, publish_release
@@ -161,7 +161,7 @@ def _welcome(
     challenge = secrets.token_bytes(16)
     frame = frames.encode_task(Welcome(challenge, prepared.plan.to_dict(), prepared.snapshot))
     records = dict(state.clients)
-    for client, answer in _ask(federation, {c: frame for c in newcomers}, traffic):
+    for client, answer in _ask(federation, dict.fromkeys(newcomers, frame), traffic):
         try:
             _check_hello(client, answer, challenge, federation)
         except FedgeError as error:
@@ -277,9 +277,7 @@ def _check_trained(
     return trained
 
 
-def _update(
-    trained: Trained, state: FederationState, federation: Federation, uplink: Codec
-) -> Update | None:
+def _update(trained: Trained, state: FederationState, federation: Federation, uplink: Codec) -> Update | None:
     """The update in an answer, within limits; ``None`` where the client did not train."""
     if trained.weight == 0:
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedge.errors import PayloadError
 from fedge.federated.coding import Weights
 from fedge.federated.frames import Step, StepKind
 from fedge.packing import pack, unpack
@@ -89,8 +90,13 @@ class FederationState:
         Raises:
             PayloadError: damaged.
         """
-        meta, arrays = unpack(content)
+        try:
+            return FederationState._restored(*unpack(content))
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise PayloadError(f"the saved state is damaged: {error}") from None
 
+    @staticmethod
+    def _restored(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> "FederationState":
         def step(saved: list[int]) -> Step:
             return Step(StepKind(saved[0]), arrays[f"blob/{saved[1]}"].tobytes())
 

@@ -19,6 +19,8 @@ from fedge.federated.state import ClientRecord, FederationState
 from fedge.seeding import derive
 from fedge.update import Update, weights_hash
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -169,20 +171,35 @@ def delivered(state: FederationState, clients: Collection[str]) -> FederationSta
 
 
 def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
-    """Take the candidate only if it scores higher by more than the margin, or as high with a lower loss.
+    """Take the candidate only if it is clearly better.
 
-    Scores are the judges' own, on windows that nobody trained on, weighted by the number of windows.
+    Its score must not be lower than that of the weights held by more than ``-margin`` (so with a margin of 0
+    it must be at least as high), and the judges' gain in loss must exceed its own standard error, so that one
+    lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on, weighted by the
+    number of windows; the loss is looked at because on few windows the score moves in large steps.
     """
+    scores = dict(sorted(scores.items()))  # the order of arrival would show in the last bit
     windows = sum(s.windows for s in scores.values())
     if not windows:
         return Judgement(False, "no judge answered", None, None)
     held = sum(s.windows * s.score_held for s in scores.values()) / windows
     candidate = sum(s.windows * s.score_candidate for s in scores.values()) / windows
-    gain = sum(s.windows * (s.loss_held - s.loss_candidate) for s in scores.values()) / windows
-    better, where = candidate - held, f"on {windows} windows of {len(scores)} clients"
-    if better > config.redistill.margin + 1e-9:
-        return Judgement(True, f"score {held:.3f} to {candidate:.3f} {where}", held, candidate)
-    if abs(better) <= 1e-9 and config.redistill.margin <= 0 and gain > 0:
-        return Judgement(True, f"score {held:.3f} as before, loss lower by {gain:.3f} {where}", held, candidate)
-    word = "only " if better > 0 else ""
-    return Judgement(False, f"score {held:.3f} to {word}{candidate:.3f} {where}", held, candidate)
+    gain, error = _mean_gain(list(scores.values()))
+    text = (
+        f"score {held:.3f} to {candidate:.3f}, loss {-gain:+.4f} (standard error {error:.4f}) "
+        f"on {windows} windows of {len(scores)} clients"
+    )
+    accepted = candidate - held >= config.redistill.margin - _ROUNDING and gain > error
+    return Judgement(accepted, text, held, candidate)
+
+
+def _mean_gain(scores: list[Scores]) -> tuple[float, float]:
+    """By how much the candidate's loss is lower, and the standard error of that mean over judges."""
+    windows = np.array([s.windows for s in scores], float)
+    gains = np.array([s.loss_held - s.loss_candidate for s in scores])
+    share = windows / windows.sum()
+    mean = float(share @ gains)
+    if len(scores) < 2:
+        return mean, abs(mean)  # one judge alone proves nothing
+    spread = float(share @ (gains - mean) ** 2)
+    return mean, math.sqrt(spread / (len(scores) - 1))

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedge.compress.quantize import fake_quantized
+from fedge.compress.quantize import bounded, fake_quantized
 from fedge.federated.coding import Arrays, Support, Weights
 from fedge.federated.plan import Plan
-from fedge.models.student import FLOAT, forward
+from fedge.models.student import forward
 from fedge.tasks import Task
 
 _EVALUATION_BATCH = 1024
@@ -49,7 +49,7 @@ def fine_tune(
     mean = 0.0
     for _ in range(plan.training.epochs):
         losses = []
-        for index in torch.randperm(len(x), generator=generator).split(plan.training.batch):
+        for index in torch.split(torch.randperm(len(x), generator=generator), plan.training.batch):
             windows = task.augment(x[index], generator) if plan.training.augment else x[index]
             loss = task.loss(forward(plan.spec, params, windows, numerics), y[index])
             gradients = torch.autograd.grad(loss, list(params.values()))
@@ -78,7 +78,7 @@ def _step(
 @torch.no_grad()
 def logits(plan: Plan, weights: Weights, x: Tensor, *, quantized: bool) -> NDArray[np.float32]:
     """Logits ``[n, classes]`` of windows ``[n, channels, time]``, in float or as the int8 model answers."""
-    numerics = fake_quantized(plan.spec, plan.scales) if quantized else FLOAT
+    numerics = (fake_quantized if quantized else bounded)(plan.spec, plan.scales)
     params = tensors(weights)
-    parts = [forward(plan.spec, params, part, numerics).numpy() for part in x.split(_EVALUATION_BATCH)]
+    parts = [forward(plan.spec, params, part, numerics).numpy() for part in torch.split(x, _EVALUATION_BATCH)]
     return np.concatenate(parts) if parts else np.zeros((0, plan.spec.classes), np.float32)

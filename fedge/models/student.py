@@ -24,9 +24,10 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "small": (24, 32, 48, 64),
     "medium": (48, 64, 80, 96),
 }
-"""Output channels of the four convolutions: about 5 k, 20 k and 53 k parameters on six channels."""
+"""Output channels of the four convolutions: about 5 k, 19 k and 56 k parameters on six channels."""
 
 _KERNELS = (5, 5, 3, 3)
+_EPSILON = 1e-5  # of BatchNorm
 _SHORTEST = 8  # samples below which a convolution no longer strides
 
 
@@ -109,10 +110,15 @@ def _checked(spec: StudentSpec) -> StudentSpec:
     numbers += [n for c in spec.convs for n in (c.inputs, c.outputs, c.kernel, c.stride)]
     if not 1 <= len(spec.convs) <= 32 or not all(type(n) is int and 1 <= n <= 65_536 for n in numbers):
         raise PayloadError("not a description of a student: a layer count or size is out of range")
+    names = [str(c.name) for c in spec.convs]
+    if len(set(names)) < len(names) or {"input", "mean", "head"} & set(names):
+        raise PayloadError("not a description of a student: a layer's name is taken")
     before = spec.channels
     for c in spec.convs:
         if c.inputs != before or not isinstance(c.name, str) or not c.name.isidentifier():
-            raise PayloadError(f"not a description of a student: layer {c.name!r} does not fit the one before")
+            raise PayloadError(
+                f"not a description of a student: layer {c.name!r} does not fit the one before"
+            )
         before = c.outputs
     if spec.parameters() > 50_000_000:
         raise PayloadError("not a description of a student: more than 50 million parameters")
@@ -180,7 +186,7 @@ class Normalised(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv1d(c.inputs, c.outputs, c.kernel, c.stride, c.kernel // 2, bias=False) for c in spec.convs
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(c.outputs) for c in spec.convs)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(c.outputs, eps=_EPSILON) for c in spec.convs)
         self.head = nn.Linear(spec.features, spec.classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,9 +200,10 @@ class Normalised(nn.Module):
         """The same function without BatchNorm: weights for ``forward``, statistics frozen into them."""
         params: dict[str, Tensor] = {}
         for spec, conv, norm in zip(self.spec.convs, self.convs, self.norms, strict=True):
-            gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            params[f"{spec.name}.weight"] = (conv.weight * gain[:, None, None]).clone()
-            params[f"{spec.name}.bias"] = (norm.bias - norm.running_mean * gain).clone()
+            kept: dict[str, Tensor] = {**conv.state_dict(prefix="conv."), **norm.state_dict(prefix="norm.")}
+            gain = kept["norm.weight"] / torch.sqrt(kept["norm.running_var"] + _EPSILON)
+            params[f"{spec.name}.weight"] = kept["conv.weight"] * gain[:, None, None]
+            params[f"{spec.name}.bias"] = kept["norm.bias"] - kept["norm.running_mean"] * gain
         params["head.weight"] = self.head.weight.detach().clone()
         params["head.bias"] = self.head.bias.detach().clone()
         return params

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedge.errors import EnvironmentError_, ReleaseError
+from fedge.errors import ReleaseError, SetupError
 from fedge.release.bundle import Bundle
 from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, parse
 from fedge.release.rules import check_model
@@ -34,7 +34,7 @@ def publish(folder: Path, manifest: bytes, signature: bytes, model: bytes) -> Pa
     Raises:
         ReleaseError: the manifest is malformed, the model is not the one it names, the signature has
             another length, or another release of this version is there already.
-        EnvironmentError_: the folder cannot be written.
+        SetupError: the folder cannot be written.
     """
     release = parse(manifest)
     check_model(release, model)
@@ -45,7 +45,7 @@ def publish(folder: Path, manifest: bytes, signature: bytes, model: bytes) -> Pa
         with _locked(folder / "releases") as releases:
             return _publish(releases, release.version, bundle)
     except OSError as error:
-        raise EnvironmentError_(f"cannot store the release in {folder}: {error.strerror}") from error
+        raise SetupError(f"cannot store the release in {folder}: {error.strerror}") from error
 
 
 def list_releases(folder: Path) -> list[int]:
@@ -55,7 +55,7 @@ def list_releases(folder: Path) -> list[int]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise EnvironmentError_(f"cannot read {folder / 'releases'}: {error.strerror}") from error
+        raise SetupError(f"cannot read {folder / 'releases'}: {error.strerror}") from error
     found = (_VERSION.fullmatch(entry.name) for entry in entries)
     return sorted(int(match[1]) for match in found if match)
 
@@ -65,7 +65,7 @@ def load(folder: Path, version: int) -> Bundle:
 
     Raises:
         ReleaseError: there is no such release, or a file of it is missing or above its limit.
-        EnvironmentError_: a file cannot be read.
+        SetupError: a file cannot be read.
     """
     place = folder / "releases" / _name(version)
     if not place.is_dir():
@@ -148,7 +148,7 @@ def _read(path: Path, limit: int) -> bytes:
     except FileNotFoundError as error:
         raise ReleaseError(f"the release is incomplete: {path} is missing") from error
     except OSError as error:
-        raise EnvironmentError_(f"cannot read {path}: {error.strerror}") from error
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
     if len(content) > limit:
         raise ReleaseError(f"{path} has more than {limit} bytes, the limit for such a file")
     return content

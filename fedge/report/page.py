@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 from fedge.report.html import Html, el, folded, join
 from fedge.report.learning import clients_section, redistillation_section, score_section
 from fedge.report.model import model_section, time_section
@@ -33,7 +33,7 @@ def write_html(report: Record, path: Path) -> None:
     """Write the page of ``report`` to ``path``, whole or not at all; the same report gives the same bytes.
 
     Raises:
-        EnvironmentError_: the file cannot be written.
+        SetupError: the file cannot be written.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
@@ -41,7 +41,7 @@ def write_html(report: Record, path: Path) -> None:
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise EnvironmentError_(f"cannot write {path}: {error.strerror}") from error
+        raise SetupError(f"cannot write {path}: {error.strerror}") from error
 
 
 def page(report: Record) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 
 RUNS = Path("runs")
 _JOURNAL = "journal.sqlite"
@@ -12,7 +12,7 @@ def fresh_folder(wanted: Path | None, scenario: str) -> Path:
     """Make the folder of a new run: ``wanted``, or the next free ``runs/SCENARIO-001``.
 
     Raises:
-        EnvironmentError_: ``wanted`` exists and is not empty, or cannot be made.
+        SetupError: ``wanted`` exists and is not empty, or cannot be made.
     """
     folder = wanted if wanted is not None else _next(scenario)
     check_fresh(folder)
@@ -22,7 +22,7 @@ def fresh_folder(wanted: Path | None, scenario: str) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise EnvironmentError_(f"cannot write to {folder}: {error.strerror}") from None
+        raise SetupError(f"cannot write to {folder}: {error.strerror}") from None
     return folder
 
 
@@ -30,31 +30,31 @@ def check_fresh(folder: Path | None) -> None:
     """Refuse a folder that holds something.
 
     Raises:
-        EnvironmentError_: it does.
+        SetupError: it does.
     """
     if folder is None or not folder.exists():
         return
     if not folder.is_dir():
-        raise EnvironmentError_(f"--out {folder} is a file; name a folder")
+        raise SetupError(f"--out {folder} is a file; name a folder")
     if any(folder.iterdir()):
         hint = "add --resume to go on with it, or " if (folder / _JOURNAL).is_file() else ""
-        raise EnvironmentError_(f"--out {folder} is not empty; {hint}name another folder")
+        raise SetupError(f"--out {folder} is not empty; {hint}name another folder")
 
 
 def interrupted_folder(wanted: Path | None, scenario: str) -> Path:
     """The folder to resume: ``wanted``, or the newest of ``runs/SCENARIO-*`` that has no report yet.
 
     Raises:
-        EnvironmentError_: there is none.
+        SetupError: there is none.
     """
     if wanted is not None:
         if not (wanted / _JOURNAL).is_file():
-            raise EnvironmentError_(f"there is no run to resume in {wanted}")
+            raise SetupError(f"there is no run to resume in {wanted}")
         return wanted
     folders = [p for p in RUNS.glob(f"{scenario}-*") if (p / _JOURNAL).is_file()]
     open_ones = [p for p in folders if not (p / "report.json").is_file()]
     if not open_ones:
-        raise EnvironmentError_(f"no interrupted run of {scenario!r} in {RUNS}/; name its folder with --out")
+        raise SetupError(f"no interrupted run of {scenario!r} in {RUNS}/; name its folder with --out")
     return max(open_ones, key=lambda p: (p / _JOURNAL).stat().st_mtime)
 
 
@@ -62,5 +62,4 @@ def _next(scenario: str) -> Path:
     for number in range(1, 1_000_000):
         if not (path := RUNS / f"{scenario}-{number:03d}").exists():
             return path
-    raise EnvironmentError_(f"{RUNS}/ is full of runs of {scenario!r}; name a folder with --out")
-
+    raise SetupError(f"{RUNS}/ is full of runs of {scenario!r}; name a folder with --out")

@@ -1,24 +1,24 @@
 """The life of a model, in order: prepare, rounds through a Flower ``Grid``, releases, report."""
 
-import hashlib
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedge.config import Config
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared, pack_prepared, prepare, unpack_prepared
 from fedge.federated.publish import Publisher
 from fedge.federated.server import Federation, run_rounds
-from fedge.federated.state import FederationState
 from fedge.flower.client_app import make_client_app
 from fedge.flower.grid_clients import GridClients
 from fedge.observe import Observer, silent
@@ -41,7 +41,7 @@ def simulate(config: Config, world: World, out: Path, observer: Observer, *, res
         resume: go on with what the journal in ``out`` holds.
 
     Raises:
-        EnvironmentError_: the folder holds another run, or cannot be written.
+        SetupError: the folder holds another run, or cannot be written.
     """
     with Journal(out / JOURNAL) as journal:
         bind(journal, config, resume=resume)
@@ -52,7 +52,7 @@ def simulate(config: Config, world: World, out: Path, observer: Observer, *, res
         def main(grid: Grid, _context: Context) -> None:
             result.append(live(grid, world, out, journal, observer))
 
-        run_config = {CONFIG: to_run_config(config)}
+        run_config: UserConfig = {CONFIG: to_run_config(config)}
         with LocalGrid(client_app, len(world.roles.participants), run_config, out / "clients.sqlite") as grid:
             app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
     return result[0]
@@ -66,21 +66,19 @@ def bind(journal: Journal, config: Config, *, resume: bool) -> None:
     """Tie a journal to these settings, or check that it is tied to them.
 
     Raises:
-        EnvironmentError_: ``resume`` and the journal belongs to other settings, or to none.
+        SetupError: ``resume`` and the journal belongs to other settings, or to none.
     """
     mine = to_run_config(config)
     saved = journal.meta(CONFIG)
     if saved is None and resume:
-        raise EnvironmentError_("there is nothing to resume in this folder; run it without --resume")
+        raise SetupError("there is nothing to resume in this folder; run it without --resume")
     if saved is not None and saved != mine:
-        raise EnvironmentError_(f"this folder holds a run with other settings: {_difference(saved, mine)}")
+        raise SetupError(f"this folder holds a run with other settings: {_difference(saved, mine)}")
     if saved is None:
         journal.set_meta(CONFIG, mine)
 
 
 def _difference(saved: str, mine: str) -> str:
-    import json
-
     def flat(text: str) -> dict[str, Any]:
         raw = json.loads(text)
         top = {k: v for k, v in raw.items() if not isinstance(v, dict)}
@@ -163,9 +161,12 @@ def _without_redistillation(federation: Federation, out: Path) -> list[dict[str,
 @contextmanager
 def _control(folder: Path, federation: Federation, config: Config) -> Iterator[Federation]:
     """The federation once more, with clients of its own; they split their data as in the main run."""
-    partitions = {CONFIG: to_run_config(federation.config)}
+    run_config: UserConfig = {CONFIG: to_run_config(federation.config)}
     path = folder / "clients.sqlite"
-    with Journal(folder / JOURNAL) as journal, LocalGrid(client_app, len(federation.enrolled), partitions, path) as grid:
+    with (
+        Journal(folder / JOURNAL) as journal,
+        LocalGrid(client_app, len(federation.enrolled), run_config, path) as grid,
+    ):
         yield replace(
             federation,
             config=config,

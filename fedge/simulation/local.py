@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 from fedge.simulation.flower_internals import enter_run, give_id
 
 _RUN = 1
@@ -30,7 +30,7 @@ class LocalGrid(Grid):
         """Simulate ``nodes`` clients; node ``i`` has ``partition-id`` ``i``.
 
         Raises:
-            EnvironmentError_: the clients' states cannot be read or written at ``path``.
+            SetupError: the clients' states cannot be read or written at ``path``.
         """
         self._app, self._run = app, enter_run(_RUN)
         self._states = _States(path)
@@ -40,9 +40,11 @@ class LocalGrid(Grid):
 
     def _context(self, partition: int, partitions: int, run_config: UserConfig) -> Context:
         content = self._states.load(partition)
-        records = {} if content is None else {"fedge": ConfigRecord({"state": content})}
+        state = RecordDict()
+        if content is not None:
+            state["fedge"] = ConfigRecord({"state": content})
         node_config: UserConfig = {"partition-id": partition, "num-partitions": partitions}
-        return Context(_RUN, partition + 2, node_config, RecordDict(records), run_config)
+        return Context(_RUN, partition + 2, node_config, state, run_config)
 
     def set_run(self, run: Run) -> None:
         """There is only one run here."""
@@ -98,7 +100,7 @@ class LocalGrid(Grid):
             return Message(Error(_RAISED, f"there is no node {node}"), reply_to=message)
         try:
             reply = self._app(message, context)
-        except Exception:  # noqa: BLE001  (as on a SuperNode: whatever an app raises becomes an error reply)
+        except Exception:  # as on a SuperNode: whatever an app raises becomes an error reply
             reply = Message(Error(_RAISED, traceback.format_exc()), reply_to=message)
         record = context.state.get("fedge")
         content = record.get("state") if isinstance(record, ConfigRecord) else None
@@ -129,7 +131,7 @@ class _States:
             self._db.execute("PRAGMA synchronous=OFF")
             self._db.execute("CREATE TABLE IF NOT EXISTS states (client INTEGER PRIMARY KEY, content BLOB)")
         except sqlite3.Error as error:
-            raise EnvironmentError_(f"cannot open {path}: {error}") from None
+            raise SetupError(f"cannot open {path}: {error}") from None
 
     def load(self, client: int) -> bytes | None:
         row = self._db.execute("SELECT content FROM states WHERE client = ?", (client,)).fetchone()
@@ -139,7 +141,7 @@ class _States:
         try:
             self._db.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", (client, content))
         except sqlite3.Error as error:
-            raise EnvironmentError_(f"cannot write {self._path}: {error}") from None
+            raise SetupError(f"cannot write {self._path}: {error}") from None
 
     def close(self) -> None:
         self._db.close()

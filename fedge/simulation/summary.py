@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedge import __version__
 from fedge.compress.export import export_float, export_int8
 from fedge.edge.runtime import Runtime
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 from fedge.federated.prepare import Prepared
 from fedge.federated.state import FederationState
 from fedge.federated.training import logits
@@ -93,7 +93,7 @@ def make_report(run: Run) -> Record:
             "unseen_int8": by_int8["unseen"],
             "clients_int8": by_int8["clients"],
         },
-        "bytes": _byte_means(run, traffic),
+        "bytes": _byte_means(traffic),
         "plain_fp32": {
             "per_round_each_way": 4 * spec.parameters(),
             "total": 2 * 4 * spec.parameters() * len(run.rounds),
@@ -129,7 +129,7 @@ def write_report(report: Record, out: Path) -> None:
     """``report.json`` and ``report.html``, each written whole or not at all.
 
     Raises:
-        EnvironmentError_: they cannot be written.
+        SetupError: they cannot be written.
     """
     write_whole(out / "report.json", lambda path: _write_json(report, path))
     write_whole(out / "report.html", lambda path: write_html(report, path))
@@ -139,14 +139,14 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` write beside ``path``, then put it in place.
 
     Raises:
-        EnvironmentError_: it cannot be written.
+        SetupError: it cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(beside)
         beside.replace(path)
     except OSError as error:
-        raise EnvironmentError_(f"cannot write {path}: {error.strerror}") from None
+        raise SetupError(f"cannot write {path}: {error.strerror}") from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -165,7 +165,7 @@ def _traffic(run: Run) -> dict[str, tuple[int, int, int]]:
     return {c: (i, u, d) for c, (i, u, d) in totals.items()}
 
 
-def _byte_means(run: Run, traffic: Mapping[str, tuple[int, int, int]]) -> Record:
+def _byte_means(traffic: Mapping[str, tuple[int, int, int]]) -> Record:
     count = len(traffic)
     initial, up, down = (sum(t[i] for t in traffic.values()) / count for i in range(3))
     return {"initial_download": initial, "uplink": up, "downlink": down}
@@ -237,7 +237,8 @@ def _agreement(run: Run, answers: Mapping[str, NDArray[np.float32]]) -> Record:
 
 
 def _pruning(run: Run) -> Record:
-    layers, weights = [], run.state.weights
+    weights = run.state.weights
+    layers: list[Record] = []
     for name, alive in run.prepared.support.alive.items():
         if alive.ndim > 1:
             zeros = float((weights[name] == 0).mean())
@@ -248,9 +249,7 @@ def _pruning(run: Run) -> Record:
         "stated_share": run.world.config.student.prune_share,
         "zero_share": zero,
         "layers": layers,
-        "sensitivity": [
-            {"name": r.name, "losses": list(r.losses)} for r in run.prepared.sensitivity
-        ],
+        "sensitivity": [{"name": r.name, "losses": list(r.losses)} for r in run.prepared.sensitivity],
     }
 
 
@@ -292,7 +291,7 @@ def _latencies(run: Run, int8: bytes, window: NDArray[np.float32]) -> Record:
     plan = run.prepared.plan
     models = {
         "teacher_fp32": teacher_onnx(run),
-        "student_fp32": export_float(plan.spec, run.state.weights),
+        "student_fp32": export_float(plan.spec, run.state.weights, plan.scales),
         "student_int8": int8,
     }
     return {name: _median_us(Runtime(model, plan.preprocess), window) for name, model in models.items()}
@@ -317,7 +316,7 @@ def teacher_onnx(run: Run) -> bytes:
         torch.onnx.export(
             run.prepared.teacher,
             (torch.zeros(1, spec.channels, spec.time),),
-            buffer,
+            buffer,  # type: ignore[arg-type] # the older exporter writes to any file object
             dynamo=False,  # the newer exporter needs another package
             input_names=["window"],
             output_names=["scores"],

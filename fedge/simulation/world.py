@@ -147,7 +147,9 @@ class Scorer:
 
     def __call__(self, weights: Weights, *, quantized: bool = False) -> dict[str, Any]:
         """Means over participants and over unseen clients, and each client's score."""
-        return self.summary({c: logits(self.plan, weights, x, quantized=quantized) for c, x in self.inputs.items()})
+        return self.summary(
+            {c: logits(self.plan, weights, x, quantized=quantized) for c, x in self.inputs.items()}
+        )
 
     def summary(self, answers: Mapping[str, Any]) -> dict[str, Any]:
         """The same from anyone's answers: scores ``[n, classes]`` by client."""

@@ -17,8 +17,8 @@ from fedge.errors import PayloadError
 
 from .cases import CODECS, SHAPES, heavy
 
-MUTATIONS = 100_000 if os.environ.get("FEDGE_FULL") else 4_000
-WIDE: Shapes = {"a": (90, 100), "b": (7,)}
+MUTATIONS = 100_000 if os.environ.get("FEDGE_FULL") else 2_000
+WIDE: Shapes = {"a": (50, 100), "b": (7,)}
 
 Rng = np.random.Generator
 

@@ -34,7 +34,7 @@ def _start(codec: Codec, arrays: Named) -> State:
 
 
 @every_codec
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(arrays=any_arrays(), rounds=st.integers(1, 3))
 def test_nothing_is_lost_between_payload_and_residual(codec: Codec, arrays: Named, rounds: int) -> None:
     """decoded + residual' == arrays + residual, exactly wherever float32 can say it."""
@@ -117,7 +117,7 @@ def test_arrays_unlike_the_state_are_refused(codec: Codec) -> None:
     wider = {k: v.astype(np.float64) for k, v in arrays.items()}
     for wrong in (reordered, reshaped, missing, wider):
         with pytest.raises(PayloadError):
-            codec.encode(state, wrong)  # type: ignore[arg-type]
+            codec.encode(state, wrong)
 
 
 @every_codec_with_a_residual
@@ -125,6 +125,15 @@ def test_a_residual_of_another_length_is_refused(codec: Codec) -> None:
     state = codec.init(SHAPES)
     with pytest.raises(PayloadError, match="residual"):
         codec.encode({**state, "residual": np.zeros(3, np.float32)}, heavy(SHAPES))
+
+
+@every_codec
+def test_the_state_of_another_codec_or_setting_is_refused(codec: Codec) -> None:
+    state = codec.init(SHAPES)
+    others = [{**state, "more": np.zeros(1)}, {}, {k: v for k, v in state.items() if k == "layout"}]
+    for other in [o for o in others if o.keys() != state.keys()]:
+        with pytest.raises(PayloadError, match="state holds"):
+            codec.encode(other, heavy(SHAPES))
 
 
 @every_codec

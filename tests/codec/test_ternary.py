@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedge.codec import Limits
-from fedge.codec import ternary as ternary
+from fedge.codec import Limits, ternary
 from fedge.codec._flat import Layout
 from fedge.errors import ConfigError, PayloadError
 

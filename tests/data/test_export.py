@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedge.data import export, load, load_client
 from fedge.data.export import file_names, split_to_files
-from fedge.errors import DataError, EnvironmentError_
+from fedge.errors import DataError, SetupError
 
 
 def test_each_client_gets_its_own_windows_and_nothing_else(content, npz, tmp_path):
@@ -60,10 +60,10 @@ def test_an_empty_folder_is_used_and_a_full_one_refused(content, npz, tmp_path):
     out.mkdir()
     assert len(split_to_files(npz(content), out)) == 4
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    with pytest.raises(EnvironmentError_, match="is not empty"):
+    with pytest.raises(SetupError, match="is not empty"):
         split_to_files(npz(content), out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    with pytest.raises(EnvironmentError_, match=r"file\.npz: cannot be the output folder"):
+    with pytest.raises(SetupError, match=r"file\.npz: cannot be the output folder"):
         split_to_files(npz(content), tmp_path / "file.npz")
 
 
@@ -78,7 +78,7 @@ def test_nothing_half_written_stays(content, npz, tmp_path, monkeypatch, killed_
         real(path, *rest)
 
     monkeypatch.setattr(export, "_write", write)
-    expected = KeyboardInterrupt if isinstance(killed_by, KeyboardInterrupt) else EnvironmentError_
+    expected = KeyboardInterrupt if isinstance(killed_by, KeyboardInterrupt) else SetupError
     with pytest.raises(expected):
         split_to_files(npz(content), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["file.npz"]

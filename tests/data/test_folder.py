@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedge.data import _table, load, load_client
 from fedge.data.folder import Recording, cut, load_folder, read_recording
-from fedge.errors import ConfigError, DataError, EnvironmentError_
+from fedge.errors import ConfigError, DataError, SetupError
 
 pyarrow_missing = importlib.util.find_spec("pyarrow") is None
 
@@ -291,5 +291,5 @@ class TestParquet:
     def test_a_missing_pyarrow_is_named(self, tmp_path, monkeypatch):
         path = self.write(tmp_path / "a.parquet")
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        with pytest.raises(EnvironmentError_, match=r"pip install 'fedge\[simulation\]'"):
+        with pytest.raises(SetupError, match=r"pip install 'fedge\[simulation\]'"):
             read_recording(path)

@@ -8,7 +8,7 @@ import pytest
 
 from fedge.data import load, watch
 from fedge.data.split import split_client
-from fedge.errors import DataError, EnvironmentError_
+from fedge.errors import DataError, SetupError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("seglearn") is None, reason="seglearn is not installed"
@@ -87,5 +87,5 @@ def test_the_hash_is_that_of_the_published_file():
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EnvironmentError_, match=r"pip install 'fedge\[simulation\]'"):
+    with pytest.raises(SetupError, match=r"pip install 'fedge\[simulation\]'"):
         watch.load_watch()

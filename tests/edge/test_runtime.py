@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedge.edge import runtime as module
 from fedge.edge.runtime import Runtime
-from fedge.errors import DataError, EnvironmentError_, ReleaseError
+from fedge.errors import DataError, ReleaseError, SetupError
 from fedge.preprocess import Preprocess
 
 from .build import CHANNELS, CLASSES, FITTED, RAW, TIME, mean_times_weights, model, naive, windows
@@ -81,7 +81,7 @@ def test_model_is_read_from_a_path(tmp_path: Path) -> None:
     path.write_bytes(GOOD)
     x = windows(1)
     assert Runtime(path, RAW).predict(x).tobytes() == Runtime(GOOD, RAW).predict(x).tobytes()
-    with pytest.raises(EnvironmentError_, match="none"):
+    with pytest.raises(SetupError, match="none"):
         Runtime(tmp_path / "none.onnx", RAW)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedge.errors import EnvironmentError_, FedgeError, ReleaseError
+from fedge.errors import FedgeError, ReleaseError, SetupError
 from fedge.release import store
 from fedge.release.bundle import Bundle
 from fedge.release.store import list_releases, load, publish
@@ -96,7 +96,7 @@ def test_stop_at_any_call_leaves_nothing_or_a_whole_release(tmp_path: Path, erro
             calls = stop(patch, at, error)
             try:
                 publish(folder, *new)
-            except (Killed, EnvironmentError_):
+            except (Killed, SetupError):
                 pass
             else:
                 assert len(calls) <= at  # the folder is there already: some calls fewer than counted
@@ -129,7 +129,7 @@ def test_full_disk_gives_back_what_was_taken(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(EnvironmentError_, match="No space left"):
+    with pytest.raises(SetupError, match="No space left"):
         publish(tmp_path, *signed())
     assert list((tmp_path / "releases").iterdir()) == []
 
@@ -229,9 +229,9 @@ def test_file_changed_on_the_disk_is_caught_by_the_rules(tmp_path: Path, name: s
 
 def test_file_in_the_way_is_the_users_error(tmp_path: Path) -> None:
     (tmp_path / "releases").write_text("a file")
-    with pytest.raises(EnvironmentError_):
+    with pytest.raises(SetupError):
         publish(tmp_path, *signed())
-    with pytest.raises(EnvironmentError_):
+    with pytest.raises(SetupError):
         list_releases(tmp_path)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 from fedge.report import write_html
 from fedge.report.page import page
 
@@ -279,7 +279,7 @@ def test_the_same_report_gives_the_same_bytes(tmp_path: Path, report: dict[str, 
 
 
 def test_a_folder_that_is_not_there_is_the_users_error(tmp_path: Path, report: dict[str, Any]) -> None:
-    with pytest.raises(EnvironmentError_, match="cannot write"):
+    with pytest.raises(SetupError, match="cannot write"):
         write_html(report, tmp_path / "none" / "report.html")
 
 

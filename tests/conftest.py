@@ -1,0 +1,61 @@
+"""A small federation, made once: data, settings, everyone's part, teacher and student."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from fedge.config import Config
+    from fedge.federated.prepare import Prepared
+    from fedge.simulation.world import World
+
+# Threads of torch that wait should sleep, not spin: on shared cores spinning is many times slower. Read when
+# torch is first imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# Imports stand inside the fixtures: tests of the parts that need no torch must not load it.
+
+
+@pytest.fixture(scope="session")
+def wide() -> bool:
+    """Whether the wide tests run in full."""
+    return os.environ.get("FEDGE_FULL") == "1"
+
+
+@pytest.fixture(scope="session")
+def fleet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everyone's windows, as a user would give them."""
+    from federated.build import write_fleet
+
+    return write_fleet(tmp_path_factory.mktemp("data") / "fleet.npz")
+
+
+@pytest.fixture(scope="session")
+def small_config(fleet_file: Path) -> "Config":
+    """Settings with which a whole life takes seconds."""
+    import torch
+    from federated.build import config_for
+
+    torch.set_num_threads(1)
+    return config_for(fleet_file)
+
+
+@pytest.fixture(scope="session")
+def small_world(small_config: "Config") -> "World":
+    """Six participants, one client of the server's, one unseen."""
+    from fedge.simulation.world import build_world
+
+    return build_world(small_config)
+
+
+@pytest.fixture(scope="session")
+def small_prepared(small_world: "World") -> "Prepared":
+    """A trained teacher and the student that is sent out. Nobody may change it."""
+    from fedge.federated.prepare import prepare
+    from fedge.observe import silent
+
+    world = small_world
+    return prepare(world.config, world.task, world.server_windows(), len(world.dataset.classes), silent)

@@ -1,0 +1,79 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from federated.build import MemoryStore, same_weights
+from fedge.errors import PayloadError, UpdateError
+from fedge.federated.client_state import ClientState, Pending
+from fedge.federated.coding import build_codec
+from fedge.federated.prepare import Prepared
+
+
+@pytest.fixture
+def held(small_prepared: Prepared) -> ClientState:
+    """A client with everything: a residual, an update on its way, a release."""
+    p, random = small_prepared, np.random.default_rng(4)
+    codec = build_codec(p.plan.uplink)
+    before = codec.init(p.support.shapes())
+    change = {n: random.normal(size=s).astype(np.float32) for n, s in p.support.shapes().items()}
+    residual, _ = codec.encode(before, change)
+    after, payload = codec.encode(residual, change)
+    pending = Pending(7, b"digest of 16 by.", payload, after)
+    return ClientState(p.plan, p.support, p.weights, 6, residual, pending, 3, b"bundle" * 100)
+
+
+def _through(state: ClientState) -> ClientState:
+    store = MemoryStore()
+    state.save(store)
+    back = ClientState.load(store)
+    again = MemoryStore()
+    back.save(again)
+    assert again.content == store.content
+    return back
+
+
+def test_a_client_comes_back_bit_for_bit(held: ClientState) -> None:
+    back = _through(held)
+    assert back.plan.to_dict() == held.plan.to_dict()
+    assert same_weights(back.weights, held.weights)
+    assert same_weights(back.support.alive, held.support.alive)
+    assert same_weights(back.residual, held.residual)
+    assert (back.version, back.release_version, back.release) == (6, 3, held.release)
+    assert back.pending is not None
+    assert held.pending is not None
+    assert same_weights(back.pending.residual, held.pending.residual)
+    assert replace(back.pending, residual={}) == replace(held.pending, residual={})
+
+
+def test_a_client_without_update_or_release_comes_back_too(held: ClientState) -> None:
+    back = _through(replace(held, pending=None, release=b"", release_version=0))
+    assert (back.pending, back.release, back.release_version) == (None, b"", 0)
+
+
+def test_a_client_without_state_must_be_welcomed_first() -> None:
+    with pytest.raises(UpdateError, match="welcomed first"):
+        ClientState.load(MemoryStore())
+
+
+def test_a_truncated_state_is_refused(held: ClientState) -> None:
+    store = MemoryStore()
+    held.save(store)
+    content = store.content or b""
+    for end in range(0, len(content), 97):
+        with pytest.raises(PayloadError):
+            ClientState.load(MemoryStore(content[:end]))
+
+
+def test_a_damaged_state_raises_nothing_but_payload_errors(held: ClientState) -> None:
+    store = MemoryStore()
+    held.save(store)
+    content, refused = store.content or b"", 0
+    header = 8 + int.from_bytes(content[4:8], "little")
+    for at in range(0, header, 3):
+        damaged = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        try:
+            ClientState.load(MemoryStore(damaged))
+        except PayloadError:
+            refused += 1
+    assert refused > 100
