@@ -31,9 +31,6 @@ from fedge.preprocess import fit as fit_preprocess
 from fedge.seeding import derive
 from fedge.tasks import Task
 
-_SERVER_THREADS = 2
-"""Torch threads of the server's own training: a fixed number, so that a seed gives the same bits anywhere."""
-
 Distil = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(student logits, teacher logits, y) -> loss``."""
 
@@ -70,11 +67,6 @@ class Prepared:
 
 def prepare(config: Config, task: Task, windows: Windows, classes: int, observer: Observer) -> Prepared:
     """Train the teacher on the server's ``windows`` and make the student from it."""
-    with server_threads():
-        return _prepare(config, task, windows, classes, observer)
-
-
-def _prepare(config: Config, task: Task, windows: Windows, classes: int, observer: Observer) -> Prepared:
     shape = (windows.x.shape[1], windows.x.shape[2])
     preprocess = fit_preprocess(windows.x)
     x, y = torch.from_numpy(preprocess.apply(windows.x)), torch.from_numpy(windows.y)
@@ -95,19 +87,6 @@ def _prepare(config: Config, task: Task, windows: Windows, classes: int, observe
         stage.result = f"{support.zero_share():.0%} zeros, {len(snapshot):,} bytes to send"
     plan = make_plan(config, spec, preprocess, scales)
     return Prepared(plan, snapshot, weights, support, teacher, x, y, tuple(rows))
-
-
-class server_threads:  # noqa: N801  (a context manager, used like a function)
-    """While open, torch runs on the server's fixed number of threads; afterwards as before."""
-
-    def __enter__(self) -> None:
-        """Switch."""
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(_SERVER_THREADS)
-
-    def __exit__(self, *_: object) -> None:
-        """Switch back."""
-        torch.set_num_threads(self._before)
 
 
 def make_plan(config: Config, spec: StudentSpec, preprocess: Preprocess, scales: Mapping[str, float]) -> Plan:

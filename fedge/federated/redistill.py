@@ -17,7 +17,7 @@ from fedge.config import Config
 from fedge.distill._fit import Fit
 from fedge.federated.coding import Weights, encode_dense
 from fedge.federated.frames import Step, StepKind
-from fedge.federated.prepare import Prepared, distil_more, distillation, server_threads
+from fedge.federated.prepare import Prepared, distil_more, distillation
 from fedge.federated.training import tensors
 from fedge.models.student import forward
 from fedge.seeding import derive
@@ -39,18 +39,17 @@ def make_candidate(config: Config, task: Task, prepared: Prepared, weights: Weig
         settings.learning_rate,
         derive(config.seed, "redistill", number),
     )
-    with server_threads():
-        taught = distil_more(
-            spec,
-            start,
-            alive,
-            fake_quantized(spec, prepared.plan.scales),
-            (prepared.x, prepared.y),
-            teaching_signal(config, prepared, weights),
-            distillation(config),
-            task,
-            how,
-        )
+    taught = distil_more(
+        spec,
+        start,
+        alive,
+        fake_quantized(spec, prepared.plan.scales),
+        (prepared.x, prepared.y),
+        teaching_signal(config, prepared, weights),
+        distillation(config),
+        task,
+        how,
+    )
     change = {n: (settings.interpolation * (taught[n] - start[n])).numpy() for n in taught}
     target = {n: weights[n] + change[n] for n in change}
     gather = prepared.support.gather

@@ -274,6 +274,9 @@ def _check_trained(
         raise UpdateError(f"claims {trained.weight} windows; at most {MOST_WINDOWS} count")
     if trained.judged is not None and not 0 < trained.judged.windows <= MOST_WINDOWS:
         raise UpdateError("judged on an impossible number of windows")
+    judged = (j.score_held, j.score_candidate) if (j := trained.judged) is not None else ()
+    if not all(0 <= score <= 1 for score in (trained.score, *judged)):
+        raise UpdateError("claims a score that is not within 0 .. 1")
     return trained
 
 
@@ -413,9 +416,11 @@ def _ask(federation: Federation, tasks: Mapping[str, bytes], traffic: Traffic) -
         return
     for client, frame in tasks.items():
         traffic.down[client] = traffic.down.get(client, 0) + len(frame)
+    answered = set()
     for client, answer in federation.clients.ask(tasks):
-        if client not in tasks:
+        if client not in tasks or client in answered:
             continue
+        answered.add(client)
         if isinstance(answer, bytes):
             traffic.up[client] = traffic.up.get(client, 0) + len(answer)
         yield client, answer

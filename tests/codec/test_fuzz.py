@@ -18,7 +18,8 @@ from fedge.errors import PayloadError
 from .cases import CODECS, SHAPES, heavy
 
 MUTATIONS = 100_000 if os.environ.get("FEDGE_FULL") else 2_000
-WIDE: Shapes = {"a": (50, 100), "b": (7,)}
+WIDE: Shapes = {"a": (15, 100), "b": (7,)}
+LARGE: Shapes = {"a": (300, 1000), "b": (7,)}
 
 Rng = np.random.Generator
 
@@ -88,6 +89,21 @@ def test_no_payload_breaks_out(codec: Codec) -> None:
             for i in range(MUTATIONS // len(CODECS) // 2):
                 forged = _blind(payload, rng) if i % 2 else _aware(payload, rng, digest)
                 assert _attack(codec, forged, lim) <= 16 * values + 80 * len(forged) + 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_memory_stays_within_a_few_times_the_arrays_of_a_large_model(codec: Codec) -> None:
+    rng = np.random.default_rng(13)
+    digest = Layout.of(LARGE).digest
+    payload = codec.encode(codec.init(LARGE), heavy(LARGE))[1]
+    lim = Limits(LARGE, 4 * len(payload) + 4000, 1e3)
+    forged = [payload, *(_aware(payload, rng, digest) for _ in range(8))]
+    tracemalloc.start()
+    try:
+        for data in forged:
+            assert _attack(codec, data, lim) <= 4 * 4 * Layout.of(LARGE).total + 80 * len(data) + 1_000_000
     finally:
         tracemalloc.stop()
 

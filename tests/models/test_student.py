@@ -59,7 +59,9 @@ def naive(spec: StudentSpec, params: dict[str, Tensor], window: NDArray[np.float
 @pytest.mark.parametrize("spec", [SMALL, build_spec("tiny", 1, 4, 2), build_spec("tiny", 3, 19, 4)])
 def test_the_forward_pass_is_what_the_description_says(spec: StudentSpec) -> None:
     params = random_params(spec)
-    x = torch.randn(2, spec.channels, spec.time, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(
+        2, spec.channels, spec.time, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     got = forward(spec, params, x)
     for window, logits in zip(x.numpy(), got.numpy(), strict=True):
         np.testing.assert_allclose(logits, naive(spec, params, window), rtol=1e-9)
@@ -195,7 +197,9 @@ def test_the_description_that_the_hostile_ones_are_made_of_is_good() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(GOOD)), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(GOOD)), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

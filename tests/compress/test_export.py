@@ -1,0 +1,244 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from fedge.compress.export import export_float, export_int8, quantized_weight
+from fedge.compress.quantize import Calibration, Scales, bounded, calibrate, fake_quantized
+from fedge.edge.runtime import Runtime
+from fedge.models.student import SIZES, StudentSpec, forward
+from fedge.preprocess import Preprocess
+
+from . import integer
+from .students import Windows, arrays, movement, noise, same_class, student
+
+TIMES = [4, 9, 30, 128, 131]
+CHANNELS = [1, 2, 6, 24]
+Params = dict[str, Tensor]
+
+
+def run(model: bytes, x: Windows) -> Windows:
+    """Scores of windows ``[n, channels, time]`` on the device's path, with preprocessing that does nothing."""
+    channels = x.shape[1]
+    preprocess = Preprocess(np.zeros(channels, np.float32), np.ones(channels, np.float32), 1e6)
+    return Runtime(model, preprocess).predict(x.transpose(0, 2, 1))
+
+
+def fake(spec: StudentSpec, params: Params, scales: Scales, x: Windows) -> Windows:
+    with torch.no_grad():
+        logits: Windows = forward(spec, params, torch.from_numpy(x), fake_quantized(spec, scales)).numpy()
+    return logits
+
+
+def calibrated(spec: StudentSpec, params: Params, x: Windows) -> dict[str, float]:
+    return calibrate(spec, params, torch.from_numpy(x), Calibration())
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A student, and the two models made from it."""
+
+    spec: StudentSpec
+    params: Params
+    int8: bytes
+    float32: bytes
+
+
+def exported(size: str = "tiny", channels: int = 3, time: int = 30) -> Exported:
+    spec, params = student(size, channels, time)
+    scales, weights = calibrated(spec, params, noise(50, spec)), arrays(params)
+    return Exported(spec, params, export_int8(spec, weights, scales), export_float(spec, weights, scales))
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("time", TIMES)
+def test_a_device_answers_what_the_clients_trained(size: str, time: int) -> None:
+    for channels in CHANNELS:
+        spec, params = student(size, channels, time)
+        for make in (noise, movement):
+            x = make(400, spec)
+            scales = calibrated(spec, params, x[:100])
+            got = run(export_int8(spec, arrays(params), scales), x)
+            trained = fake(spec, params, scales, x)
+            assert same_class(got, trained) >= 0.995
+            assert np.abs(got - trained).max() < 0.1 * trained.std()
+            assert np.mean(np.abs(got - trained) < 1e-4 * trained.std()) > 0.9  # mostly the same bits
+
+
+def test_a_device_answers_what_integers_compute() -> None:
+    spec, params = student("tiny", 6, 50)
+    x = movement(400, spec)
+    scales = calibrated(spec, params, x[:100])
+    got = run(export_int8(spec, arrays(params), scales), x)
+    reference = integer.logits(spec, arrays(params), scales, x.astype(np.float64))
+    assert same_class(got, reference.astype(np.float32)) >= 0.995
+    assert np.abs(got - reference).max() < 0.05 * reference.std()
+
+
+@pytest.mark.parametrize("case", ["dead output", "dead class", "dead layer", "tiny weights", "far outside"])
+def test_odd_students_ship_as_they_were_trained(case: str) -> None:
+    """A bias that does not fit int32 at its channel's scale once wrapped around."""
+    spec, params = student("tiny", 6, 64)
+    x = movement(200, spec)
+    if case == "dead output":
+        params["conv2.weight"][3], params["conv2.bias"][3] = 0, 2
+    if case == "dead class":
+        params["head.weight"][2], params["head.bias"][2] = 0, 3
+    if case == "dead layer":
+        params["conv2.bias"] -= 1000
+    if case == "tiny weights":
+        params["conv3.weight"] *= 1e-9
+    scales = calibrated(spec, params, x)
+    if case == "far outside":
+        x = x * 1000
+    trained = fake(spec, params, scales, x)
+    got = run(export_int8(spec, arrays(params), scales), x)
+    assert same_class(got, trained) >= 0.995
+    assert np.abs(got - trained).max() < 0.05 * max(float(trained.std()), float(np.abs(trained).max()))
+
+
+def test_a_channels_step_makes_room_for_its_bias_and_no_more() -> None:
+    weight = np.array([[1.27, -0.5], [0, 0], [1e-12, 0]], np.float32)
+    ints, step = quantized_weight(weight, np.array([1e-9, 1e-3, 0], np.float32))
+    np.testing.assert_allclose(step, [0.01, 1e-3, 1e-8], rtol=1e-6)
+    assert ints.dtype == np.int8
+    assert ints.tolist() == [[127, -50], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("time", TIMES)
+def test_the_float_model_computes_the_bounded_forward_pass(size: str, time: int) -> None:
+    spec, params = student(size, 3, time)
+    x = movement(50, spec)
+    scales = calibrated(spec, params, x)
+    for windows in (x, 100 * x):  # the second reach every bound
+        with torch.no_grad():
+            expected = forward(spec, params, torch.from_numpy(windows), bounded(spec, scales)).numpy()
+        got = run(export_float(spec, arrays(params), scales), windows)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_a_batch_and_single_windows_get_the_same_answers(size: str) -> None:
+    made = exported(size)
+    x = noise(20, made.spec, seed=8)
+    alone = np.concatenate([run(made.int8, window[None]) for window in x[:5]])
+    np.testing.assert_allclose(run(made.int8, x)[:5], alone, rtol=1e-6, atol=1e-6)
+
+
+def _graph(content: bytes) -> onnx.GraphProto:
+    return onnx.load_from_string(content).graph
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_nothing_but_plain_operators_is_shipped(size: str) -> None:
+    """In particular no normalisation: with it int8 is slower than float."""
+    plain = {"Conv", "GlobalAveragePool", "Flatten", "Gemm"}
+    made = exported(size)
+    assert {n.op_type for n in _graph(made.int8).node} == plain | {
+        "Relu",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    }
+    assert {n.op_type for n in _graph(made.float32).node} == plain | {"Clip"}
+
+
+def _constants(content: bytes) -> dict[str, NDArray[np.generic]]:
+    return {c.name: numpy_helper.to_array(c) for c in _graph(content).initializer}
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_weights_are_shipped_as_int8_only(size: str) -> None:
+    made = exported(size)
+    spec, params, constants = made.spec, made.params, _constants(made.int8)
+    weights = {n: c for n, c in constants.items() if c.ndim > 1}
+    assert sorted(c.shape for c in weights.values()) == sorted(
+        s for s in spec.shapes().values() if len(s) > 1
+    )
+    assert {c.dtype for c in weights.values()} == {np.dtype(np.int8)}
+    floats = {n: c for n, c in constants.items() if c.dtype.kind == "f"}
+    assert all(n.endswith(".step") and c.dtype == np.float32 for n, c in floats.items())
+    # One step for a tensor (a scalar, as ONNX wants it), or one for each output.
+    outputs = {c.name: c.outputs for c in spec.convs} | {"head": spec.classes}
+    for name, step in floats.items():
+        layer, *part = name.split(".")[:-1]
+        assert step.shape == ((outputs[layer],) if part else ())
+    for layer in [c.name for c in spec.convs] + ["head"]:
+        ints, steps = integer.weight_ints(params[f"{layer}.weight"].numpy())
+        shipped = constants[f"{layer}.weight.int8"].astype(int)
+        np.testing.assert_allclose(constants[f"{layer}.weight.step"], steps, rtol=1e-6)
+        assert np.abs(shipped - ints).max() <= 1  # a tie may fall to either side
+        assert np.mean(shipped == ints) > 0.999
+
+
+def test_pruned_weights_are_shipped_as_zeros() -> None:
+    spec, params = student("small", 6, 64)
+    params["conv2.weight"][params["conv2.weight"].abs() < 0.1] = 0
+    content = export_int8(spec, arrays(params), calibrated(spec, params, noise(20, spec)))
+    shipped = _constants(content)["conv2.weight.int8"]
+    assert (shipped[params["conv2.weight"].numpy() == 0] == 0).all()
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("level", ["ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+def test_onnx_runtime_really_runs_integer_kernels(size: str, level: str, tmp_path: Path) -> None:
+    made = exported(size, 6, 128)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(made.int8, options, providers=["CPUExecutionProvider"])
+    ran = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert ran.count("QLinearConv") == len(made.spec.convs)
+    assert ran.count("QGemm") == 1
+    assert not {"Conv", "FusedConv", "Gemm", "MatMul", "Relu"} & set(ran)
+    assert ran.count("DequantizeLinear") <= 1  # before the mean over time
+    assert ran.count("QuantizeLinear") <= 2  # the window, and that mean
+
+
+def test_the_int8_model_is_about_a_quarter_of_the_float_model() -> None:
+    made = exported("medium", 6, 128)
+    assert made.spec.parameters() < len(made.int8) < 0.35 * len(made.float32)
+
+
+def test_ports_are_those_that_a_device_expects() -> None:
+    made = exported()
+    for model in (made.int8, made.float32):
+        graph = _graph(model)
+        ports = [(p.name, [d.dim_param or d.dim_value for d in p.type.tensor_type.shape.dim])
+                 for p in (*graph.input, *graph.output)]  # fmt: skip
+        assert ports == [("window", ["batch", 3, 30]), ("scores", ["batch", 7])]
+        assert [o.version for o in onnx.load_from_string(model).opset_import] == [17]
+
+
+_DIGEST = """
+import hashlib
+from compress.test_export import exported
+made = exported()
+print(hashlib.sha256(made.int8 + made.float32).hexdigest())
+"""
+
+
+def test_the_same_weights_give_the_same_bytes_in_every_process() -> None:
+    """A release is named by the hash of its model."""
+    tests = Path(__file__).parent.parent
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    seen = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGEST], env=environment, check=True, capture_output=True, text=True
+        )
+        seen.add(done.stdout.strip())
+    assert len(seen) == 1
+    assert exported().int8 == exported().int8 != exported(time=31).int8

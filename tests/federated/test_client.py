@@ -1,0 +1,378 @@
+"""One client's round, as its server and its own restarts see it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fedge.federated.client as client_module
+from fedge import plugins
+from fedge.errors import DataError, PayloadError, SignatureError, UpdateError
+from fedge.federated.client import HELLO, UPDATE, Device, client_round, signed_parts
+from fedge.federated.client_state import ClientState
+from fedge.federated.coding import apply_step, build_codec, encode_dense, exact_step, limits
+from fedge.federated.frames import (
+    Hello,
+    Step,
+    StepKind,
+    Train,
+    Trained,
+    Welcome,
+    decode_reply,
+    encode_task,
+)
+from fedge.federated.prepare import Prepared
+from fedge.federated.training import fine_tune
+from fedge.seeding import derive
+from fedge.signing import SigningKey, verify
+from fedge.simulation.world import World
+from fedge.update import weights_hash
+from federated.build import MemoryStore, same_weights, trained_of
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def device(small_world: World, small_prepared: Prepared, store: MemoryStore) -> Device:
+    """A client that has just been welcomed."""
+    device = small_world.device(0, store)
+    client_round(_welcome(small_prepared), device)
+    return device
+
+
+def _welcome(prepared: Prepared, challenge: bytes = b"challenge") -> bytes:
+    return encode_task(Welcome(challenge, prepared.plan.to_dict(), prepared.snapshot))
+
+
+def _task(prepared: Prepared, number: int = 1, counted: int = 0, **values: Any) -> bytes:
+    """A task on the student as first sent."""
+    rest: dict[str, Any] = {"weights_hash": weights_hash(prepared.weights), "learning_rate": 0.05} | values
+    return encode_task(Train(number, counted, rest.pop("version", number - 1), steps=rest.pop("steps", ()), **rest))
+
+
+def _state(store: MemoryStore) -> ClientState:
+    return ClientState.load(store)
+
+
+def _change(prepared: Prepared, device: Device, number: int, rate: float = 0.05) -> dict[str, Any]:
+    """What fine-tuning changes in the live weights, computed apart from the round."""
+    plan, x = prepared.plan, prepared.plan.preprocess.apply(device.data.train.x)
+    data = torch.from_numpy(x), torch.from_numpy(device.data.train.y)
+    seed, task = derive(device.seed, "local", number), plugins.load("task", plan.task).TASK
+    tuned, _ = fine_tune(plan, task, prepared.weights, prepared.support, data, rate, seed)
+    return prepared.support.gather({n: tuned[n] - prepared.weights[n] for n in tuned})
+
+
+def _flat(residual: Any) -> Any:
+    """The values in a residual, without what else a codec remembers."""
+    (values,) = [v for v in residual.values() if v.dtype == np.float32 and v.ndim == 1]
+    return values
+
+
+# ----- welcome
+
+
+def test_a_welcomed_client_holds_what_the_server_holds(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    state = _state(store)
+    assert same_weights(state.weights, small_prepared.weights)
+    assert same_weights(state.support.alive, small_prepared.support.alive)
+    assert (state.version, state.pending, state.release) == (0, None, b"")
+    hello = decode_reply(client_round(_welcome(small_prepared, b"other"), device))
+    assert isinstance(hello, Hello)
+    parts = small_prepared.plan.federation.encode(), device.id.encode(), b"other"
+    verify(device.key.public, hello.signature, HELLO, *parts)
+    with pytest.raises(SignatureError):
+        verify(device.key.public, hello.signature, HELLO, *parts[:2], b"challenge")
+    with pytest.raises(SignatureError):
+        verify(device.key.public, hello.signature, UPDATE, *parts)
+
+
+def test_data_of_another_shape_are_refused_before_anything_is_kept(
+    small_world: World, small_prepared: Prepared
+) -> None:
+    store = MemoryStore()
+    good = small_world.device(0, store)
+    short = replace(good.data.train, x=good.data.train.x[:, :20])
+    with pytest.raises(DataError, match=r"\[20, 3\].*\[32, 3\]"):
+        client_round(_welcome(small_prepared), replace(good, data=replace(good.data, train=short)))
+    assert store.content is None
+
+
+def test_who_was_not_welcomed_says_so(small_world: World, small_prepared: Prepared) -> None:
+    with pytest.raises(UpdateError, match="welcomed first"):
+        client_round(_task(small_prepared), small_world.device(0, MemoryStore()))
+
+
+def test_welcoming_again_does_not_reopen_the_way_to_old_releases(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    """What protects against rollback, and the model in use, outlive the student."""
+    replace(_state(store), release_version=5, release=b"bundle").save(store)
+    client_round(_welcome(small_prepared), device)
+    assert (_state(store).release_version, _state(store).release) == (5, b"bundle")
+
+
+# ----- the same task again
+
+
+def test_the_same_task_gets_the_same_bytes_and_is_not_trained_twice(
+    small_prepared: Prepared, device: Device, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def counting(*arguments: Any) -> Any:
+        trained.append(arguments[-1])
+        return fine_tune(*arguments)
+
+    monkeypatch.setattr(client_module, "fine_tune", counting)
+    first = client_round(_task(small_prepared), device)
+    kept = store.content
+    assert client_round(_task(small_prepared), device) == first
+    assert len(trained) == 1
+    assert store.content == kept
+
+
+def test_a_client_killed_before_it_saved_gives_the_same_answer(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    before = store.content
+    first = client_round(_task(small_prepared), device)
+    after = store.content
+    store.content = before  # it died while it trained
+    assert client_round(_task(small_prepared), device) == first
+    assert store.content == after
+
+
+def test_the_state_is_saved_before_the_answer_leaves(
+    small_prepared: Prepared, small_world: World, device: Device, store: MemoryStore
+) -> None:
+    """Killed between the two: the answer is lost, the next process gives the same one."""
+
+    class Dies(MemoryStore):
+        def save(self, content: bytes) -> None:
+            super().save(content)
+            raise KeyboardInterrupt
+
+    dying = Dies(store.content)
+    with pytest.raises(KeyboardInterrupt):
+        client_round(_task(small_prepared), replace(device, store=dying))
+    reborn = replace(small_world.device(0, MemoryStore(dying.content)))
+    assert client_round(_task(small_prepared), reborn) == client_round(_task(small_prepared), device)
+
+
+# ----- the residual
+
+
+def test_what_is_not_sent_is_kept_and_nothing_is_lost(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    """Law of error feedback: residual after + what the server decodes == residual before + change."""
+    codec, shapes = build_codec(small_prepared.plan.uplink), small_prepared.support.shapes()
+    counted, before = 0, np.zeros(sum(s for (s,) in shapes.values()), np.float32)
+    for number in (1, 2, 3):
+        change = np.concatenate(list(_change(small_prepared, device, number).values()))
+        answer = trained_of(client_round(_task(small_prepared, number, counted), device))
+        sent = np.concatenate(list(codec.decode(answer.payload, limits(shapes)).values()))
+        pending = _state(store).pending
+        assert pending is not None
+        after = _flat(pending.residual)
+        assert sent.any()
+        assert after.tobytes() == ((before + change) - sent).tobytes()
+        before, counted = after, number
+
+
+def test_an_update_that_was_not_counted_leaves_the_residual_as_before(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    client_round(_task(small_prepared, 1), device)
+    first = _state(store)
+    assert first.pending is not None
+    client_round(_task(small_prepared, 2, counted=1), device)
+    second = _state(store)
+    assert same_weights(second.residual, first.pending.residual)
+    client_round(_task(small_prepared, 3, counted=1), device)  # round 2 was not counted
+    third = _state(store)
+    assert same_weights(third.residual, second.residual)
+    client_round(_task(small_prepared, 4, counted=3), device)
+    assert third.pending is not None
+    assert same_weights(_state(store).residual, third.pending.residual)
+
+
+def test_a_lost_round_is_as_if_it_had_not_been(
+    small_prepared: Prepared, small_world: World, device: Device
+) -> None:
+    client_round(_task(small_prepared, 1), device)
+    other = small_world.device(0, MemoryStore())
+    client_round(_welcome(small_prepared), other)
+    assert client_round(_task(small_prepared, 2), device) == client_round(_task(small_prepared, 2), other)
+
+
+def test_a_task_without_training_takes_the_weights_and_settles_the_last_update(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    client_round(_task(small_prepared, 1), device)
+    pending = _state(store).pending
+    answer = trained_of(client_round(_task(small_prepared, 2, counted=1, learning_rate=0.0), device))
+    assert (answer.weight, answer.payload, answer.loss) == (0, b"", 0.0)
+    assert _state(store).pending is None
+    assert pending is not None
+    assert same_weights(_state(store).residual, pending.residual)
+
+
+# ----- the global weights
+
+
+def _steps(prepared: Prepared, count: int) -> tuple[tuple[tuple[Step, ...], ...], list[Any]]:
+    """Steps to versions 1, 2, ... and the weights of each version from 0."""
+    codec, versions, steps = build_codec(prepared.plan.downlink), [prepared.weights], []
+    random, shapes = np.random.default_rng(2), prepared.support.shapes()
+    for _ in range(count):
+        change = {n: random.normal(0, 0.05, s).astype(np.float32) for n, s in shapes.items()}
+        step = Step(StepKind.UPDATE, codec.encode(codec.init(shapes), change)[1])
+        steps.append((step,))
+        versions.append(apply_step(step, versions[-1], prepared.support, codec))
+    return tuple(steps), versions
+
+
+def test_a_client_that_lags_gets_the_same_weights(
+    small_prepared: Prepared, small_world: World, device: Device, store: MemoryStore
+) -> None:
+    steps, versions = _steps(small_prepared, 3)
+    goal = {"weights_hash": weights_hash(versions[3]), "version": 3}
+    client_round(_task(small_prepared, 4, steps=steps, **goal), device)
+    assert same_weights(_state(store).weights, versions[3])
+    half = small_world.device(0, MemoryStore())
+    client_round(_welcome(small_prepared), half)
+    first = {"weights_hash": weights_hash(versions[1]), "version": 1}
+    client_round(_task(small_prepared, 2, steps=steps[:1], **first), half)
+    client_round(_task(small_prepared, 4, steps=steps, **goal), half)  # steps it has are skipped
+    assert same_weights(ClientState.load(half.store).weights, versions[3])
+    exact = ((exact_step(versions[3], small_prepared.support),),)
+    late = small_world.device(0, MemoryStore())
+    client_round(_welcome(small_prepared), late)
+    client_round(_task(small_prepared, 4, steps=exact, **goal), late)
+    assert same_weights(ClientState.load(late.store).weights, versions[3])
+
+
+def test_a_wrong_base_is_found_out_and_nothing_is_kept_of_it(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    steps, versions = _steps(small_prepared, 3)
+    before = store.content
+    wrong: list[dict[str, Any]] = [
+        {"steps": steps[:2], "version": 2, "weights_hash": weights_hash(versions[3])},
+        {"steps": steps[1:], "version": 3, "weights_hash": weights_hash(versions[3])},
+        {"steps": (), "version": 3, "weights_hash": weights_hash(versions[3])},
+    ]
+    for task in wrong:
+        with pytest.raises(UpdateError, match="steps do not lead"):
+            client_round(_task(small_prepared, 4, **task), device)
+        assert store.content == before
+
+
+def test_a_judge_scores_the_candidate_and_does_not_take_it(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    random, shapes = np.random.default_rng(5), small_prepared.support.shapes()
+    noise = {n: random.normal(0, 3, s).astype(np.float32) for n, s in shapes.items()}
+    bad = Step(StepKind.CHANGE, encode_dense(noise, 8))
+    answer = trained_of(client_round(_task(small_prepared, candidate=bad), device))
+    assert answer.judged is not None
+    assert answer.judged.windows == len(device.data.judge)
+    assert answer.judged.loss_candidate > answer.judged.loss_held
+    assert same_weights(_state(store).weights, small_prepared.weights)
+    zero = Step(StepKind.CHANGE, encode_dense({n: np.zeros(s, np.float32) for n, s in shapes.items()}, 3))
+    same = trained_of(client_round(_task(small_prepared, candidate=zero), device)).judged
+    assert same is not None
+    assert (same.loss_held, same.score_held) == (same.loss_candidate, same.score_candidate)
+
+
+def test_a_damaged_step_or_candidate_raises_nothing_but_payload_errors(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    before = store.content
+    for kind in StepKind:
+        for payload in (b"", b"\0", b"\xff" * 40):
+            with pytest.raises(PayloadError):
+                client_round(_task(small_prepared, candidate=Step(kind, payload)), device)
+            steps, goal = ((Step(kind, payload),),), {"version": 1, "weights_hash": b"8 bytes!"}
+            with pytest.raises(PayloadError):
+                client_round(_task(small_prepared, 2, steps=steps, **goal), device)
+    assert store.content == before
+
+
+# ----- signatures
+
+Change = Callable[[Trained], Trained]
+
+_CONTENT: dict[str, Change] = {
+    "round": lambda t: replace(t, round=t.round + 1),
+    "weight": lambda t: replace(t, weight=t.weight + 1),
+    "loss": lambda t: replace(t, loss=t.loss + 1),
+    "score": lambda t: replace(t, score=t.score + 1),
+    "judged": lambda t: replace(t, judged=t.judged and replace(t.judged, score_candidate=1.5)),
+    "no judge": lambda t: replace(t, judged=None),
+    "payload": lambda t: replace(t, payload=t.payload[:-1] + bytes([t.payload[-1] ^ 1])),
+}
+
+
+def test_the_signature_binds_federation_client_base_and_content(
+    small_prepared: Prepared, device: Device
+) -> None:
+    shapes = small_prepared.support.shapes()
+    zero = Step(StepKind.CHANGE, encode_dense({n: np.zeros(s, np.float32) for n, s in shapes.items()}, 3))
+    answer = trained_of(client_round(_task(small_prepared, candidate=zero), device))
+    federation, base = small_prepared.plan.federation, weights_hash(small_prepared.weights)
+
+    def check(federation: str, client: str, base: bytes, reply: Trained, public: bytes) -> None:
+        verify(public, reply.signature, UPDATE, *signed_parts(federation, client, base, reply))
+
+    mine = device.key.public
+    check(federation, device.id, base, answer, mine)
+    wrong: dict[str, tuple[Any, ...]] = {n: (federation, device.id, base, c(answer), mine) for n, c in _CONTENT.items()}
+    wrong |= {
+        "federation": (federation[:-1] + "x", device.id, base, answer, mine),
+        "client": (federation, device.id + "x", base, answer, mine),
+        "base": (federation, device.id, base[::-1], answer, mine),
+        "key": (federation, device.id, base, answer, SigningKey.generate().public),
+        "moved": (federation + device.id[0], device.id[1:], base, answer, mine),
+    }
+    for name, arguments in wrong.items():
+        with pytest.raises(SignatureError):
+            check(*arguments)
+            pytest.fail(f"{name} is not bound")
+
+
+def test_what_the_codec_leaves_out_does_not_depend_on_the_judge(
+    small_prepared: Prepared, small_world: World, device: Device
+) -> None:
+    """Being a judge must not change what a client learns."""
+    other = small_world.device(0, MemoryStore())
+    client_round(_welcome(small_prepared), other)
+    shapes = small_prepared.support.shapes()
+    zero = Step(StepKind.CHANGE, encode_dense({n: np.zeros(s, np.float32) for n, s in shapes.items()}, 3))
+    judged = trained_of(client_round(_task(small_prepared, candidate=zero), device))
+    plain = trained_of(client_round(_task(small_prepared), other))
+    assert judged.payload == plain.payload
+    assert judged.score == plain.score
+
+
+def test_a_client_without_windows_to_train_on_answers_all_the_same(
+    small_prepared: Prepared, small_world: World
+) -> None:
+    store = MemoryStore()
+    full = small_world.device(0, store)
+    nothing = np.zeros(0, np.int64)
+    data = replace(full.data, train=full.data.train.take(nothing), judge=full.data.judge.take(nothing))
+    empty = replace(full, data=replace(data, later=full.data.later.take(nothing)))
+    client_round(_welcome(small_prepared), empty)
+    answer = trained_of(client_round(_task(small_prepared), empty))
+    assert (answer.weight, answer.payload, answer.score, answer.judged) == (0, b"", 0.0, None)
