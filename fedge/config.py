@@ -40,6 +40,9 @@ class Data:
     clients: int = _setting(0, "take only the first so many participants; 0 for all", 0, 1_000_000)
     judge_share: float = _setting(0.1, "share of a client's training part kept to judge candidates", 0, 0.5)
     window: int = _setting(128, "samples of a window, where a folder of recordings is cut", 4, 65_536)
+    skip_small: bool = _setting(
+        False, "leave out clients with fewer than two windows, instead of refusing them"
+    )
     step: int = _setting(64, "samples between two windows, where a folder of recordings is cut", 1, 65_536)
 
 
@@ -238,8 +241,8 @@ def _parse(kind: type[_T], raw: Mapping[str, Any], where: str) -> _T:
         path = f"{where}{key}"
         if key not in known or key == "settings":
             if kind is not Link or isinstance(value, dict):
-                names = [n for n in known if n not in ("settings", "scenario")]
-                raise ConfigError(f"unknown key {path!r}; {nearest(key, names)}")
+                names = [f"{where}{n}" for n in known if n not in ("settings", "scenario")]
+                raise ConfigError(f"unknown key {path!r}; {nearest(path, names)}")
             extra[key] = value
             continue
         values[key] = _value(known[key], value, path)

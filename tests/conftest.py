@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from fedge.federated.prepare import Prepared
     from fedge.simulation.world import World
 
-# Threads of torch that wait should sleep, not spin: on shared cores spinning is many times slower. Read when
-# torch is first imported, and inherited by the processes that tests start.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 # Imports stand inside the fixtures: tests of the parts that need no torch must not load it.
 
 

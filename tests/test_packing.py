@@ -17,8 +17,8 @@ NAMES = st.text(st.characters(codec="utf-8"), max_size=8)
 META = st.dictionaries(
     NAMES,
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
-        | NAMES,
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | NAMES
+        | st.floats(allow_nan=False, allow_infinity=False),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
         max_leaves=8,
     ),

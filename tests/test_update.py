@@ -67,7 +67,7 @@ def test_mean_is_the_weighted_mean_of_exact_arithmetic(seed: int, n: int) -> Non
     total = sum(w for _, w in some)
     for name in ("w", "b"):
         for index in np.ndindex(some[0][0][name].shape):
-            exact = sum(Fraction(float(a[name][index])) * w for a, w in some) / total
+            exact = sum((Fraction(float(a[name][index])) * w for a, w in some), Fraction(0)) / total
             step = n * 2.0**-33 / total  # each update is rounded once, by half a step at most
             assert abs(Fraction(float(mean[name][index])) - exact) <= step + abs(exact) * Fraction(2) ** -24
             assert mean[name].dtype == np.float32

@@ -14,9 +14,9 @@ from fedge.edge.runtime import Runtime
 from fedge.federated.coding import Weights
 from fedge.federated.prepare import Prepared
 from fedge.release.bundle import Bundle
-from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest
+from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest, parse
 from fedge.release.rules import sign_release
-from fedge.release.store import publish
+from fedge.release.store import list_releases, load, publish
 from fedge.signing import SigningKey
 
 _SELF_TEST_WINDOWS = 1
@@ -79,7 +79,7 @@ def publish_release(
     model = export_int8(plan.spec, weights, plan.scales)
     runtime = Runtime(model, plan.preprocess)
     samples = np.ascontiguousarray(publisher.samples[:_SELF_TEST_WINDOWS], np.float32)
-    created = int(time.time())
+    created = _created(publisher.folder, version)
     manifest = Manifest(
         federation=plan.federation,
         version=version,
@@ -101,3 +101,10 @@ def publish_release(
     path = publish(publisher.folder, manifest, signature, model)
     bundle = Bundle(manifest, signature, model).to_bytes()
     return Published(version, path, ModelFile.of(model).sha256, len(model), bundle)
+
+
+def _created(folder: Path, version: int) -> int:
+    """Now, or when this release was first written: the round is run again after a crash."""
+    if version in list_releases(folder):
+        return parse(load(folder, version).manifest).created
+    return int(time.time())

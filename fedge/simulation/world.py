@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,10 +95,13 @@ def build_world(config: Config) -> World:
     """
     task: Task = plugins.load("task", config.task).TASK
     plugins.load("distillation loss", config.student.loss)
-    for link in (config.uplink, config.downlink):
-        build_codec(Coding(link.codec, link.settings))
-    dataset = load(config.data.source, window=config.data.window, step=config.data.step)
+    for name, link in (("uplink", config.uplink), ("downlink", config.downlink)):
+        try:
+            build_codec(Coding(link.codec, link.settings))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
     data = config.data
+    dataset = _without_small(load(data.source, window=data.window, step=data.step), skip=data.skip_small)
     roles = assign_roles(
         list(dataset.clients), data.server_clients, data.unseen_clients, take=data.clients or None
     )
@@ -107,6 +110,20 @@ def build_world(config: Config) -> World:
     world = World(config, task, dataset, roles, parts)
     _check(world)
     return world
+
+
+def _without_small(dataset: Dataset, *, skip: bool) -> Dataset:
+    """Refuse, or leave out, clients with fewer than two windows: nothing can be learned and scored there."""
+    small = [c for c, w in dataset.clients.items() if len(w) < 2]
+    if not small:
+        return dataset
+    if not skip:
+        names = ", ".join(repr(c) for c in small[:3]) + (" ..." if len(small) > 3 else "")
+        raise DataError(
+            f"{len(small)} client(s) have a single window ({names}); two or more are needed to learn and to "
+            "be scored: leave them out, or --set data.skip_small=true"
+        )
+    return replace(dataset, clients={c: w for c, w in dataset.clients.items() if c not in small})
 
 
 def redistils(config: Config) -> bool:

@@ -17,7 +17,8 @@ Floats = NDArray[np.float64]
 
 def quantized(real: Floats, scale: float, zero: int) -> Ints:
     """``real`` in steps of ``scale``, as int8."""
-    return np.clip(np.rint(real / scale) + zero, -128, 127).astype(np.int64)
+    ints: Ints = np.clip(np.rint(real / scale) + zero, -128, 127).astype(np.int64)
+    return ints
 
 
 def weight_ints(weight: NDArray[np.float32]) -> tuple[Ints, Floats]:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ Params = dict[str, Tensor]
 
 
 def run(model: bytes, x: Windows) -> Windows:
-    """Scores of windows ``[n, channels, time]`` on the device's path, with preprocessing that does nothing."""
+    """Scores of windows ``[n, channels, time]`` on the device's path; preprocessing does nothing."""
     channels = x.shape[1]
     preprocess = Preprocess(np.zeros(channels, np.float32), np.ones(channels, np.float32), 1e6)
     return Runtime(model, preprocess).predict(x.transpose(0, 2, 1))
@@ -153,7 +154,7 @@ def test_nothing_but_plain_operators_is_shipped(size: str) -> None:
     assert {n.op_type for n in _graph(made.float32).node} == plain | {"Clip"}
 
 
-def _constants(content: bytes) -> dict[str, NDArray[np.generic]]:
+def _constants(content: bytes) -> dict[str, NDArray[Any]]:
     return {c.name: numpy_helper.to_array(c) for c in _graph(content).initializer}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fedge.federated.client as client_module
+from federated.build import MemoryStore, same_weights, trained_of
 from fedge import plugins
 from fedge.errors import DataError, PayloadError, SignatureError, UpdateError
 from fedge.federated.client import HELLO, UPDATE, Device, client_round, signed_parts
@@ -30,7 +31,6 @@ from fedge.seeding import derive
 from fedge.signing import SigningKey, verify
 from fedge.simulation.world import World
 from fedge.update import weights_hash
-from federated.build import MemoryStore, same_weights, trained_of
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def _welcome(prepared: Prepared, challenge: bytes = b"challenge") -> bytes:
 def _task(prepared: Prepared, number: int = 1, counted: int = 0, **values: Any) -> bytes:
     """A task on the student as first sent."""
     rest: dict[str, Any] = {"weights_hash": weights_hash(prepared.weights), "learning_rate": 0.05} | values
-    return encode_task(Train(number, counted, rest.pop("version", number - 1), steps=rest.pop("steps", ()), **rest))
+    return encode_task(
+        Train(number, counted, rest.pop("version", number - 1), steps=rest.pop("steps", ()), **rest)
+    )
 
 
 def _state(store: MemoryStore) -> ClientState:
@@ -337,7 +339,9 @@ def test_the_signature_binds_federation_client_base_and_content(
 
     mine = device.key.public
     check(federation, device.id, base, answer, mine)
-    wrong: dict[str, tuple[Any, ...]] = {n: (federation, device.id, base, c(answer), mine) for n, c in _CONTENT.items()}
+    wrong: dict[str, tuple[Any, ...]] = {
+        n: (federation, device.id, base, c(answer), mine) for n, c in _CONTENT.items()
+    }
     wrong |= {
         "federation": (federation[:-1] + "x", device.id, base, answer, mine),
         "client": (federation, device.id + "x", base, answer, mine),

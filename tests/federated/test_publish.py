@@ -1,5 +1,6 @@
 """Releases: made from the global weights, signed, offered, judged by each device, kept or refused."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from federated.build import MemoryStore, federation_of, fleet_of
 from fedge.edge.runtime import Runtime
-from fedge.errors import SignatureError
+from fedge.errors import ReleaseError, SignatureError
 from fedge.federated.client import Device, client_round
 from fedge.federated.client_state import ClientState
 from fedge.federated.frames import Offer, Verdict, Welcome, decode_reply, encode_task
@@ -22,7 +24,6 @@ from fedge.release.rules import PURPOSE
 from fedge.release.store import list_releases, load
 from fedge.signing import SigningKey, verify
 from fedge.simulation.world import World
-from federated.build import MemoryStore, federation_of, fleet_of
 
 
 @pytest.fixture
@@ -36,7 +37,9 @@ def _publish(
     world: World, prepared: Prepared, publisher: Publisher, version: int, weights: Any = None
 ) -> Published:
     weights = prepared.weights if weights is None else weights
-    return publish_release(world.config, publisher, prepared, weights, version, 2, world.task.metric, {"clients": 0.5})
+    return publish_release(
+        world.config, publisher, prepared, weights, version, 2, world.task.metric, {"clients": 0.5}
+    )
 
 
 @pytest.fixture
@@ -151,3 +154,15 @@ def test_the_same_offer_again_gets_the_same_verdict(
     first = client_round(encode_task(Offer(bundle)), device)
     again = client_round(encode_task(Offer(bundle)), device)
     assert again == first
+
+
+def test_a_release_made_again_after_a_crash_is_the_same_release(
+    small_world: World, small_prepared: Prepared, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server died between publishing and its journal; an hour later it runs the round again."""
+    first = _publish(small_world, small_prepared, publisher, 1)
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert _publish(small_world, small_prepared, publisher, 1) == first
+    with pytest.raises(ReleaseError, match="never overwritten"):
+        _publish(small_world, small_prepared, publisher, 1, _damaged(small_prepared))

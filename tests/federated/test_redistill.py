@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from federated.build import Fleet, Recorder, federation_of, fleet_of, is_training, same_weights
 from fedge.config import Config
 from fedge.federated import frames, server
 from fedge.federated.client_state import ClientState
@@ -18,7 +19,6 @@ from fedge.federated.redistill import make_candidate, teaching_signal
 from fedge.federated.state import FederationState
 from fedge.observe import silent
 from fedge.simulation.world import World, joined
-from federated.build import Fleet, Recorder, federation_of, fleet_of, is_training, same_weights
 
 SETTINGS: dict[str, Any] = {"epochs": 8, "learning_rate": 0.01, "interpolation": 1.0, "mode": "teacher"}
 
@@ -35,7 +35,9 @@ def knowing(small_world: World, small_prepared: Prepared) -> Prepared:
 
     def signal(windows: torch.Tensor) -> torch.Tensor:
         """The windows arrive as this federation's student takes them; the teacher has its own scaling."""
-        (mean, scale), (own_mean, own_scale) = ([torch.tensor(v)[:, None] for v in pair] for pair in mean_scale)
+        (mean, scale), (own_mean, own_scale) = (
+            [torch.tensor(v)[:, None] for v in pair] for pair in mean_scale
+        )
         return other.teacher((windows * own_scale + own_mean - mean) / scale)  # type: ignore[no-any-return]
 
     return replace(small_prepared, teacher=_Teacher(signal).eval(), x=x, y=torch.from_numpy(everyone.y))
@@ -67,7 +69,9 @@ def _run(
     settings = replace(world.config.rounds, rounds=rounds)
     fleet = fleet_of(world)
     with Journal(folder / "journal") as journal:
-        federation, watcher = federation_of(world, prepared, fleet, journal, redistill=redistil, rounds=settings)
+        federation, watcher = federation_of(
+            world, prepared, fleet, journal, redistill=redistil, rounds=settings
+        )
         return server.run_rounds(federation), fleet, journal.rounds(), watcher
 
 
@@ -147,7 +151,9 @@ def _config(world: World, **settings: Any) -> Config:
     return replace(world.config, redistill=replace(world.config.redistill, **settings))
 
 
-def test_a_candidate_is_the_same_each_time_and_keeps_zeros(small_world: World, small_prepared: Prepared) -> None:
+def test_a_candidate_is_the_same_each_time_and_keeps_zeros(
+    small_world: World, small_prepared: Prepared
+) -> None:
     config, codec = _config(small_world, epochs=2), build_codec(small_prepared.plan.downlink)
     step = make_candidate(config, small_world.task, small_prepared, small_prepared.weights, 2)
     assert step == make_candidate(config, small_world.task, small_prepared, small_prepared.weights, 2)
@@ -172,8 +178,13 @@ def test_the_ensemble_is_the_mean_of_two_answers(small_world: World, small_prepa
 
     x, weights = small_prepared.x[:7], small_prepared.weights
     with torch.no_grad():
-        says = torch.softmax(teaching_signal(_config(small_world, mode="ensemble"), small_prepared, weights)(x), 1)
+        says = torch.softmax(
+            teaching_signal(_config(small_world, mode="ensemble"), small_prepared, weights)(x), 1
+        )
         teacher = torch.softmax(small_prepared.teacher(x).double(), 1)
         student = torch.softmax(forward(small_prepared.plan.spec, tensors(weights), x).double(), 1)
     torch.testing.assert_close(says.double(), (teacher + student) / 2, rtol=1e-5, atol=1e-6)
-    assert teaching_signal(_config(small_world, mode="teacher"), small_prepared, weights) is small_prepared.teacher
+    assert (
+        teaching_signal(_config(small_world, mode="teacher"), small_prepared, weights)
+        is small_prepared.teacher
+    )

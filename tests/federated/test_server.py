@@ -9,6 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from federated.build import (
+    Fleet,
+    Recorder,
+    Tamper,
+    federation_of,
+    fleet_of,
+    is_training,
+    same_state,
+    same_weights,
+    trained_of,
+    without_time,
+)
 from fedge.codec import ternary
 from fedge.errors import FedgeError
 from fedge.federated import frames
@@ -23,18 +35,6 @@ from fedge.federated.strategy import choose_judges
 from fedge.signing import SigningKey
 from fedge.simulation.world import World
 from fedge.update import weights_hash
-from federated.build import (
-    Fleet,
-    Recorder,
-    Tamper,
-    federation_of,
-    fleet_of,
-    is_training,
-    same_state,
-    same_weights,
-    trained_of,
-    without_time,
-)
 
 BAD = "3"
 
@@ -225,7 +225,9 @@ def test_an_answer_that_comes_twice_counts_once(run: Callable[..., Ran], small_w
     assert plain.records[0]["up"] == twice.records[0]["up"]
 
 
-def test_an_answer_of_somebody_who_was_not_asked_is_ignored(run: Callable[..., Ran], small_world: World) -> None:
+def test_an_answer_of_somebody_who_was_not_asked_is_ignored(
+    run: Callable[..., Ran], small_world: World
+) -> None:
     class Crowd(Fleet):
         def ask(self, tasks: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | FedgeError]]:
             yield "nobody", b"\2"
@@ -305,7 +307,9 @@ def test_every_byte_is_counted(run: Callable[..., Ran]) -> None:
     ran = run(2)
     both = [sum(sum(r[k].values()) for r in ran.records) for k in ("down", "initial_down")]
     assert sum(both) == sum(ran.fleet.sent)
-    assert sum(sum(r[k].values()) for r in ran.records for k in ("up", "initial_up")) == sum(ran.fleet.received)
+    assert sum(sum(r[k].values()) for r in ran.records for k in ("up", "initial_up")) == sum(
+        ran.fleet.received
+    )
 
 
 def test_nobody_answers_and_the_run_completes(run: Callable[..., Ran], small_world: World) -> None:
@@ -325,7 +329,9 @@ def test_a_round_that_is_run_again_after_a_crash_is_the_same_round(
         federation, _ = federation_of(
             small_world, small_prepared, fleet, journal, rounds=settings, redistill=redistil
         )
-        begun = run_rounds(replace(federation, config=replace(federation.config, rounds=replace(settings, rounds=1))))
+        begun = run_rounds(
+            replace(federation, config=replace(federation.config, rounds=replace(settings, rounds=1)))
+        )
         journal_down = replace(federation, journal=_Forgetful())
         run_round(begun, journal_down)
         final = run_rounds(federation)
@@ -344,13 +350,17 @@ class _Forgetful(Journal):
         """Too late."""
 
 
-def test_another_seed_of_local_training_gives_other_weights(run: Callable[..., Ran], small_world: World) -> None:
+def test_another_seed_of_local_training_gives_other_weights(
+    run: Callable[..., Ran], small_world: World
+) -> None:
     fleet = fleet_of(small_world)
     fleet.devices = {c: replace(d, seed=d.seed + 1) for c, d in fleet.devices.items()}
     assert not same_weights(run().state.weights, run(fleet=fleet).state.weights)
 
 
-def test_a_judge_cannot_claim_impossible_scores(small_world: World, small_prepared: Prepared, tmp_path: Path) -> None:
+def test_a_judge_cannot_claim_impossible_scores(
+    small_world: World, small_prepared: Prepared, tmp_path: Path
+) -> None:
     """A score is a share: a judge that reports a million must not decide alone."""
     fleet, sign = fleet_of(small_world), _resigned(small_world, small_prepared)
     judges = choose_judges(small_world.config, 3, small_world.roles.participants)
@@ -370,7 +380,9 @@ def test_a_judge_cannot_claim_impossible_scores(small_world: World, small_prepar
     assert [(r["client"], r["round"]) for r in watcher.of("refused")] == [(liar, 3)]
 
 
-def test_a_client_round_and_the_server_agree_on_the_hash(run: Callable[..., Ran], small_prepared: Prepared) -> None:
+def test_a_client_round_and_the_server_agree_on_the_hash(
+    run: Callable[..., Ran], small_prepared: Prepared
+) -> None:
     ran = run(1)
     first = frames.decode_task(next(t for t in ran.fleet.tasks["1"] if is_training(t)))
     assert isinstance(first, frames.Train)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from federated.build import MemoryStore
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -14,7 +15,6 @@ from fedge.flower.messages import CANNOT_FOLLOW, REFUSED, frame_of, with_frame
 from fedge.simulation.flower_internals import enter_run
 from fedge.simulation.world import World
 from fedge.update import weights_hash
-from federated.build import MemoryStore
 
 
 @pytest.fixture

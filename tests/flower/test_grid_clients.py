@@ -4,20 +4,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from federated.build import federation_of, fleet_of
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedge.errors import FedgeError, PayloadError, UpdateError
-from fedge.flower.client_app import IDENTITY, make_client_app
-from fedge.flower.grid_clients import GridClients
-from fedge.flower.messages import error_reply, frame_of, with_frame
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
 from fedge.federated.server import run_rounds
-from fedge.flower.client_app import ContextStore
+from fedge.flower.client_app import IDENTITY, ContextStore, make_client_app
+from fedge.flower.grid_clients import GridClients
+from fedge.flower.messages import error_reply, frame_of, with_frame
 from fedge.simulation.local import LocalGrid
 from fedge.simulation.world import World
-from federated.build import federation_of, fleet_of
 
 
 def _app() -> ClientApp:

@@ -155,7 +155,7 @@ def test_a_description_survives_json(spec: StudentSpec) -> None:
 GOOD: dict[str, Any] = json.loads(json.dumps(SMALL.to_dict()))
 
 
-def _changed(conv: int | None = None, **changes: Any) -> dict[str, Any]:
+def _changed(conv: int | None = None, /, **changes: Any) -> dict[str, Any]:
     """The good description with some keys changed, of itself or of one layer."""
     raw: dict[str, Any] = json.loads(json.dumps(GOOD))
     (raw if conv is None else raw["convs"][conv]).update(changes)
@@ -166,12 +166,13 @@ HUGE = _changed(
     channels=60_000,
     convs=[{"name": "a", "inputs": 60_000, "outputs": 60_000, "kernel": 60_000, "stride": 1}],
 )
-HOSTILE = [
+NO_LAYERS: list[object] = [None, 5, "ab", {}, [], [5], [{}], [None], [[["name", "a"]]]]
+HOSTILE: list[object] = [
     None, 5, "student", [], {}, [1], {1: 2, "convs": []},
     {k: v for k, v in GOOD.items() if k != "time"},
     _changed(extra=1),
-    *(_changed(convs=c) for c in (None, 5, "ab", {}, [], [5], [{}], [None], [[["name", "a"]]])),
-    _changed(convs=[{"name": f"c{i}", "inputs": 2, "outputs": 2, "kernel": 1, "stride": 1} for i in range(33)]),
+    *(_changed(convs=c) for c in NO_LAYERS),
+    _changed(convs=[{**GOOD["convs"][0], "name": f"c{i}", "outputs": 2} for i in range(33)]),
     *(_changed(**{key: value}) for key in ("channels", "time", "classes")
       for value in (0, -1, True, 1.0, "2", None, [2], float("nan"), 65_537, 10**30)),
     *(_changed(0, **{key: value}) for key in ("inputs", "outputs", "kernel", "stride")

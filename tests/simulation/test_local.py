@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedge.errors import EnvironmentError_
+from fedge.errors import SetupError
 from fedge.simulation.local import LocalGrid
 
 
@@ -103,9 +103,9 @@ def test_what_a_client_keeps_is_there_when_the_grid_is_opened_again(tmp_path: Pa
 def test_a_file_that_holds_no_states_is_named(tmp_path: Path) -> None:
     path = tmp_path / "states"
     path.write_text("notes " * 1000)
-    with pytest.raises(EnvironmentError_, match="states"):
+    with pytest.raises(SetupError, match="states"):
         LocalGrid(_app([]), 3, {}, path)
     db = sqlite3.connect(tmp_path / "other")
     db.close()
-    with pytest.raises(EnvironmentError_):
+    with pytest.raises(SetupError):
         LocalGrid(_app([]), 3, {}, tmp_path / "nowhere" / "states")

@@ -1,0 +1,316 @@
+"""The whole life of a model: the same seed gives the same report, interrupted or not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from federated.build import FAST, Recorder
+from onnx import numpy_helper
+
+from fedge.config import Config
+from fedge.errors import SetupError
+from fedge.federated.journal import Journal
+from fedge.observe import read_events
+from fedge.release.rules import ReleaseRules
+from fedge.release.store import list_releases, load
+from fedge.simulation.life import JOURNAL, simulate
+from fedge.simulation.world import World, build_world
+
+Report = dict[str, Any]
+Stop = Callable[[str, Mapping[str, object]], None]
+
+
+def timeless(report: Report) -> Report:
+    """The report as JSON holds it, without what was measured with a clock."""
+    report = json.loads(json.dumps(report))
+    del report["latency_us"]
+    for row in report["rounds_log"]:
+        del row["seconds"]
+    return report
+
+
+def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None, *, resume: bool = False) -> Report:
+    out.mkdir(exist_ok=True)
+    return simulate(world.config, world, out, Recorder(stop), resume=resume)
+
+
+@pytest.fixture(scope="module")
+def out(small_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    _live(small_world, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(out: Path) -> Report:
+    report: Report = json.loads((out / "report.json").read_text())
+    return report
+
+
+CONTRACT: dict[str, Any] = {
+    "schema": int,
+    "fedge_version": str,
+    "scenario": str,
+    "task": str,
+    "seed": int,
+    "clients": int,
+    "rounds": int,
+    "engine": str,
+    "metric": str,
+    "teacher": {"parameters": int, "bytes": int, "score_unseen": float},
+    "student": {"parameters": int, "bytes_float32": int, "bytes_int8_onnx": int},
+    "score": {
+        "unseen_initial": float,
+        "clients_initial": float,
+        "unseen": float,
+        "clients": float,
+        "unseen_int8": float,
+        "clients_int8": float,
+    },
+    "bytes": {"initial_download": float, "uplink": float, "downlink": float},
+    "rounds_log": [
+        {
+            "round": int,
+            "seconds": float,
+            "uplink": float,
+            "downlink": float,
+            "score_unseen": float,
+            "score_clients": float,
+            "redistilled": bool,
+            "released_version": int | None,
+        }
+    ],
+    "release": {"version": int, "path": str, "sha256": str, "bytes_per_client": int},
+}
+
+
+def _check_contract(value: Any, wanted: Any, where: str) -> None:
+    if isinstance(wanted, dict):
+        assert wanted.keys() <= value.keys(), where
+        for key, kind in wanted.items():
+            _check_contract(value[key], kind, f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert value, where
+        for item in value:
+            _check_contract(item, wanted[0], where)
+    else:
+        assert isinstance(value, wanted), f"{where} is {value!r}"
+
+
+def test_the_report_has_every_key_of_the_contract(whole: Report) -> None:
+    _check_contract(whole, CONTRACT, "report")
+    assert (whole["schema"], whole["rounds"], whole["clients"]) == (1, 4, 6)
+    assert [r["round"] for r in whole["rounds_log"]] == [1, 2, 3, 4]
+    assert [r["released_version"] for r in whole["rounds_log"]] == [None, 1, None, 2]
+    assert all(0 <= s <= 1 for s in whole["score"].values())
+
+
+def test_the_same_seed_gives_the_same_report(small_world: World, whole: Report, tmp_path: Path) -> None:
+    _live(small_world, tmp_path)
+    assert timeless(json.loads((tmp_path / "report.json").read_text())) == timeless(whole)
+
+
+def test_another_seed_gives_another_report(small_config: Config, whole: Report, tmp_path: Path) -> None:
+    other = timeless(_live(build_world(replace(small_config, seed=4)), tmp_path))
+    assert other["score"] != whole["score"]
+    assert other["release"]["sha256"] != whole["release"]["sha256"]
+
+
+def test_the_stated_share_of_zeros_is_in_the_released_file(out: Path, whole: Report) -> None:
+    model = onnx.load(out / whole["release"]["path"] / "model.onnx")
+    arrays = [numpy_helper.to_array(i) for i in model.graph.initializer]
+    weights = [a for a in arrays if a.dtype == "int8" and a.ndim > 1]
+    parameters, zeros = sum(a.size for a in weights), sum(int((a == 0).sum()) for a in weights)
+    assert parameters == sum(layer["parameters"] for layer in whole["pruning"]["layers"])
+    assert whole["pruning"]["stated_share"] == 0.4
+    assert zeros / parameters >= 0.4
+    assert whole["pruning"]["zero_share"] >= 0.4
+    assert zeros / parameters >= whole["pruning"]["zero_share"] - 1e-9
+
+
+def test_the_released_model_answers_as_the_clients_student_does(whole: Report) -> None:
+    assert whole["agreement"]["windows"] > 90
+    assert whole["agreement"]["share"] >= 0.99
+
+
+def test_releases_verify_with_the_public_key(small_world: World, out: Path, whole: Report) -> None:
+    assert list_releases(out) == [1, 2]
+    federation = json.loads(load(out, 1).manifest)["federation"]
+    rules = ReleaseRules(federation, (small_world.release_key().public,))
+    sent = 0
+    for version in (1, 2):
+        bundle = load(out, version)
+        release = rules.accept(bundle.manifest, bundle.signature, bundle.model, int(time.time()))
+        rules = rules.after(release)
+        sent += len(bundle.to_bytes())
+    assert release.model.sha256 == whole["release"]["sha256"]
+    assert whole["release"]["bytes_per_client"] == sent
+
+
+def test_the_bytes_are_the_sums_of_the_rounds(whole: Report) -> None:
+    for way in ("uplink", "downlink"):
+        rows = sum(r[way] for r in whole["rounds_log"])
+        hello = whole["bytes"][way] - rows  # the answer to the welcome goes up, and stands in no round's row
+        assert (0 < hello < 200) if way == "uplink" else hello == pytest.approx(0)
+        assert whole["bytes"][way] == pytest.approx(sum(c[way] for c in whole["clients_log"]) / 6)
+    assert 500 < whole["bytes"]["initial_download"] < 10_000
+
+
+# ----- interrupted
+
+
+def _at(kind: str, number: int) -> Stop:
+    def stop(found: str, fields: Mapping[str, object]) -> None:
+        if found == kind and fields.get("round") == number:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("round", 1), ("round", 3), ("release", 2), ("redistillation", 2)],
+    ids=["first", "third", "offered, not committed", "judged, not committed"],
+)
+def test_an_interrupted_run_resumes_to_the_same_report(
+    kind: str, number: int, small_world: World, whole: Report, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _live(small_world, tmp_path, _at(kind, number))
+    assert not (tmp_path / "report.json").exists()
+    assert timeless(_live(small_world, tmp_path, resume=True)) == timeless(whole)
+
+
+def test_a_run_interrupted_while_a_stage_before_the_rounds_resumes(
+    small_world: World, whole: Report, tmp_path: Path
+) -> None:
+    def stop(kind: str, fields: Mapping[str, object]) -> None:
+        if (kind, fields.get("name")) == ("stage_start", "student"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _live(small_world, tmp_path, stop)
+    assert timeless(_live(small_world, tmp_path, resume=True)) == timeless(whole)
+
+
+def test_a_finished_run_resumed_says_the_same_again(small_world: World, out: Path, whole: Report) -> None:
+    assert timeless(_live(small_world, out, resume=True)) == timeless(whole)
+
+
+def test_resuming_with_other_settings_is_refused_by_name(small_config: Config, out: Path) -> None:
+    before = (out / "report.json").read_bytes()
+    other = replace(small_config, seed=9, local=replace(small_config.local, epochs=3))
+    with pytest.raises(SetupError, match=r"local\.epochs was 1, now 3.*seed was 3, now 9"):
+        _live(build_world(other), out, resume=True)
+    assert (out / "report.json").read_bytes() == before
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(small_world: World, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="nothing to resume"):
+        _live(small_world, tmp_path, resume=True)
+
+
+# ----- the command, in a process of its own
+
+MAIN = "import sys; from fedge.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def scenario(fleet_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small settings as a file."""
+    path = tmp_path_factory.mktemp("scenario") / "small.toml"
+    settings = FAST | {"data.source": str(fleet_file)}
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    return path
+
+
+def _start(scenario: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", MAIN, "simulate", str(scenario), "--out", str(out), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, said
+
+
+def _wait_for(process: "subprocess.Popen[str]", metrics: Path, rounds: int) -> None:
+    """Until so many rounds are done, or the process has ended."""
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b'"event":"round"') >= rounds:
+            return
+        time.sleep(0.01)
+
+
+def _report(out: Path) -> Report:
+    report: Report = json.loads((out / "report.json").read_text())
+    return report
+
+
+def test_ctrl_c_ends_the_run_and_what_was_written_can_be_read_and_resumed(
+    scenario: Path, whole: Report, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = _start(scenario, out)
+    _wait_for(process, out / "metrics.jsonl", 1)
+    os.kill(process.pid, signal.SIGINT)
+    try:
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    (line,) = [text for text in said.splitlines() if "interrupted" in text]
+    assert line.startswith("fedge: error: interrupted")
+    assert f"--resume --out {out}" in line
+    assert "Traceback" not in said
+    events = read_events(out / "metrics.jsonl")
+    with Journal(out / JOURNAL) as journal:
+        done = journal.rounds()
+    assert 1 <= len(done) < 4
+    assert len([e for e in events if e["event"] == "round"]) <= len(done)
+    code, said = _finish(_start(scenario, out, "--resume"))
+    assert code == 0, said
+    assert timeless(_report(out)) == timeless(whole)
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_report(
+    scenario: Path, whole: Report, tmp_path: Path, wide: bool
+) -> None:
+    chance = random.Random(8)
+    for attempt in range(10 if wide else 1):
+        out = tmp_path / f"run{attempt}"
+        process = _start(scenario, out)
+        _wait_for(process, out / "metrics.jsonl", chance.randrange(4))
+        while not (out / JOURNAL).exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.1, 0.8))
+        process.kill()
+        assert process.stderr is not None
+        process.stderr.close()
+        process.wait()
+        code, said = _finish(_start(scenario, out, "--resume"))
+        assert code == 0, said
+        assert timeless(_report(out)) == timeless(whole)
+
+
+def test_a_run_elsewhere_with_other_settings_is_refused_in_one_line(scenario: Path, out: Path) -> None:
+    code, said = _finish(_start(scenario, out, "--resume", "--rounds", "6"))
+    assert code == 2
+    assert said.splitlines()[-1].startswith("fedge: error: ")
+    assert "rounds.rounds was 4, now 6" in said
