@@ -113,11 +113,9 @@ def test_no_value_of_another_type_passes(key: str, spec: "Field[Any]") -> None:
         assert str(caught.value).startswith(f"{key}: ")
 
 
-@_named(SETTINGS)
-def test_a_slip_in_a_key_is_answered_with_the_nearest_one(key: str, spec: "Field[Any]") -> None:
-    if key.split(".")[0] in ("uplink", "downlink"):
-        return  # further keys there are the codec's own
-    assert _refused(f"{key}x=1") == f"unknown key '{key}x'; did you mean {spec.name!r}?"
+@pytest.mark.parametrize("key", [k for k, _ in SETTINGS if k.split(".")[0] not in ("uplink", "downlink")])
+def test_a_slip_in_a_key_is_answered_with_the_nearest_one(key: str) -> None:
+    assert _refused(f"{key}x=1") == f"unknown key '{key}x'; did you mean {key!r}?"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +185,7 @@ def test_the_command_line_wins_over_the_scenario_and_the_last_assignment_wins() 
         (b"seed = " + b"9" * 5000, "digits"),
         (b"seed = " + b"[" * 5000, "mine.toml: "),
         (b"seed = 1\nseed = 2", "overwrite"),
-        (b"[local]\nepoch = 3", "did you mean 'epochs'?"),
+        (b"[local]\nepoch = 3", "did you mean 'local.epochs'?"),
         (b"local = 3", "expected a table"),
         (b"scenario = 'other'", "unknown key 'scenario'"),
         (b"[[local]]\nepochs = 3", "expected a table"),
@@ -287,5 +285,5 @@ def test_flowers_own_run_config_is_a_scenario_with_dotted_keys() -> None:
     config = config_of({"scenario": "watch", "seed": 3, "rounds.rounds": 2, "out": "somewhere"})
     assert config == load_config("watch", {"seed": 3, "rounds.rounds": 2})
     assert config_of({}) == load_config("watch", {})
-    with pytest.raises(ConfigError, match="did you mean 'rounds'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'rounds\.rounds'"):
         config_of({"rounds.round": 2})

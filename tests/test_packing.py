@@ -188,6 +188,13 @@ def test_more_bytes_than_allowed_are_refused() -> None:
         unpack(SAMPLE, len(SAMPLE) - 1)
 
 
+def test_a_header_beyond_its_limit_is_not_even_parsed() -> None:
+    within, beyond = (framed(b'{"meta":{},"arrays":[]}'.ljust(size)) for size in (1 << 22, (1 << 22) + 1))
+    assert unpack(within) == ({}, {})
+    with pytest.raises(PayloadError, match="header"):
+        unpack(beyond)
+
+
 LYING = [
     framed(table(["x", "f8", [2**27]]), bytes(1000)),
     framed(table(["x", "u1", [1000, 1000, 1000, 1000]]), bytes(4000)),

@@ -248,12 +248,12 @@ def test_a_client_that_lags_gets_the_same_weights(
     small_prepared: Prepared, small_world: World, device: Device, store: MemoryStore
 ) -> None:
     steps, versions = _steps(small_prepared, 3)
-    goal = {"weights_hash": weights_hash(versions[3]), "version": 3}
+    goal: dict[str, Any] = {"weights_hash": weights_hash(versions[3]), "version": 3}
     client_round(_task(small_prepared, 4, steps=steps, **goal), device)
     assert same_weights(_state(store).weights, versions[3])
     half = small_world.device(0, MemoryStore())
     client_round(_welcome(small_prepared), half)
-    first = {"weights_hash": weights_hash(versions[1]), "version": 1}
+    first: dict[str, Any] = {"weights_hash": weights_hash(versions[1]), "version": 1}
     client_round(_task(small_prepared, 2, steps=steps[:1], **first), half)
     client_round(_task(small_prepared, 4, steps=steps, **goal), half)  # steps it has are skipped
     assert same_weights(ClientState.load(half.store).weights, versions[3])
@@ -305,9 +305,9 @@ def test_a_damaged_step_or_candidate_raises_nothing_but_payload_errors(
         for payload in (b"", b"\0", b"\xff" * 40):
             with pytest.raises(PayloadError):
                 client_round(_task(small_prepared, candidate=Step(kind, payload)), device)
-            steps, goal = ((Step(kind, payload),),), {"version": 1, "weights_hash": b"8 bytes!"}
+            steps = ((Step(kind, payload),),)
             with pytest.raises(PayloadError):
-                client_round(_task(small_prepared, 2, steps=steps, **goal), device)
+                client_round(_task(small_prepared, 2, steps=steps, weights_hash=b"8 bytes!"), device)
     assert store.content == before
 
 
@@ -350,9 +350,12 @@ def test_the_signature_binds_federation_client_base_and_content(
         "moved": (federation + device.id[0], device.id[1:], base, answer, mine),
     }
     for name, arguments in wrong.items():
-        with pytest.raises(SignatureError):
+        refused = False
+        try:
             check(*arguments)
-            pytest.fail(f"{name} is not bound")
+        except SignatureError:
+            refused = True
+        assert refused, f"{name} is not bound"
 
 
 def test_what_the_codec_leaves_out_does_not_depend_on_the_judge(

@@ -49,10 +49,13 @@ class Ran:
     records: list[dict[str, Any]]
 
 
-@pytest.fixture
-def run(small_world: World, small_prepared: Prepared, tmp_path: Path) -> Callable[..., Ran]:
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def run(small_world: World, small_prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run some rounds, with a fleet of its own each time."""
-    runs = iter(range(100))
+    runs, tmp_path = iter(range(1000)), tmp_path_factory.mktemp("rounds")
 
     def go(rounds: int = 2, fleet: Fleet | None = None, world: World = small_world, **fields: Any) -> Ran:
         fleet = fleet or fleet_of(world)
@@ -172,7 +175,7 @@ def _in_round(number: int, tamper: Tamper) -> Tamper:
 def test_a_hostile_answer_is_refused_and_the_round_is_as_if_it_had_not_come(
     name: str,
     hostile: dict[str, tuple[Tamper, str]],
-    run: Callable[..., Ran],
+    run: Run,
     absent: Ran,
 ) -> None:
     tamper, kind = hostile[name]
@@ -187,8 +190,8 @@ def test_a_hostile_answer_is_refused_and_the_round_is_as_if_it_had_not_come(
     assert lied.records[1]["loss"] == absent.records[1]["loss"]
 
 
-@pytest.fixture
-def absent(run: Callable[..., Ran]) -> Ran:
+@pytest.fixture(scope="module")
+def absent(run: Run) -> Ran:
     """The run in which the client does not answer in round 2."""
     return run(tamper={BAD: _in_round(2, lambda _t, _a: FedgeError("there is nobody"))})
 
@@ -197,7 +200,7 @@ def test_every_name_is_tried(hostile: dict[str, tuple[Tamper, str]]) -> None:
     assert list(hostile) == NAMES
 
 
-def test_last_rounds_answer_does_not_count_again(run: Callable[..., Ran], absent: Ran) -> None:
+def test_last_rounds_answer_does_not_count_again(run: Run, absent: Ran) -> None:
     answers: list[bytes] = []
 
     def replay(_task: bytes, answer: bytes) -> bytes:
@@ -213,7 +216,7 @@ def test_last_rounds_answer_does_not_count_again(run: Callable[..., Ran], absent
     assert same_weights(lied.state.weights, absent.state.weights)
 
 
-def test_an_answer_that_comes_twice_counts_once(run: Callable[..., Ran], small_world: World) -> None:
+def test_an_answer_that_comes_twice_counts_once(run: Run, small_world: World) -> None:
     class Stutters(Fleet):
         def ask(self, tasks: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | FedgeError]]:
             for client, answer in super().ask(tasks):
@@ -225,9 +228,7 @@ def test_an_answer_that_comes_twice_counts_once(run: Callable[..., Ran], small_w
     assert plain.records[0]["up"] == twice.records[0]["up"]
 
 
-def test_an_answer_of_somebody_who_was_not_asked_is_ignored(
-    run: Callable[..., Ran], small_world: World
-) -> None:
+def test_an_answer_of_somebody_who_was_not_asked_is_ignored(run: Run, small_world: World) -> None:
     class Crowd(Fleet):
         def ask(self, tasks: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | FedgeError]]:
             yield "nobody", b"\2"
@@ -236,16 +237,15 @@ def test_an_answer_of_somebody_who_was_not_asked_is_ignored(
     assert same_state(run().state, run(fleet=Crowd(fleet_of(small_world).devices)).state)
 
 
-def test_the_order_of_arrival_changes_nothing(run: Callable[..., Ran]) -> None:
+def test_the_order_of_arrival_changes_nothing(run: Run) -> None:
     one, other = run(), run(backwards=True)
     assert same_state(one.state, other.state)
     keys = "counted", "scores", "loss"
     assert [[r[k] for k in keys] for r in one.records] == [[r[k] for k in keys] for r in other.records]
 
 
-@pytest.mark.parametrize("rounds", [4])
 def test_an_enrolled_client_that_shouts_cannot_stop_the_federation(
-    rounds: int, run: Callable[..., Ran], small_world: World, small_prepared: Prepared
+    run: Run, small_world: World, small_prepared: Prepared
 ) -> None:
     """The largest change that a payload may hold, with the largest weight, round after round."""
     codec, shapes = ternary.build(ternary.Settings(share=1.0)), small_prepared.support.shapes()
@@ -258,12 +258,12 @@ def test_an_enrolled_client_that_shouts_cannot_stop_the_federation(
             return answer
         return bytes(sign(task, replace(trained_of(answer), payload=payload, weight=MOST_WINDOWS)))
 
-    shouted = run(rounds, tamper={BAD: shout})
-    assert len(shouted.records) == rounds
+    shouted = run(4, tamper={BAD: shout})
+    assert len(shouted.records) == 4
     assert all(np.isfinite(w).all() for w in shouted.state.weights.values())
 
 
-def test_a_forged_hello_gets_no_further(run: Callable[..., Ran]) -> None:
+def test_a_forged_hello_gets_no_further(run: Run) -> None:
     """Who cannot prove who it is never counts, though its later answers are sound."""
 
     def forge(task: bytes, answer: bytes) -> bytes:
@@ -276,7 +276,7 @@ def test_a_forged_hello_gets_no_further(run: Callable[..., Ran]) -> None:
     assert (BAD, "SignatureError") in kinds
 
 
-def test_who_was_away_comes_back_with_the_same_weights(run: Callable[..., Ran]) -> None:
+def test_who_was_away_comes_back_with_the_same_weights(run: Run) -> None:
     away = run(4, tamper={BAD: _in_round(2, lambda _t, _a: FedgeError("away"))})
     for device in away.fleet.devices.values():
         assert same_weights(ClientState.load(device.store).weights, away.state.weights)
@@ -285,7 +285,7 @@ def test_who_was_away_comes_back_with_the_same_weights(run: Callable[..., Ran]) 
 
 
 def test_who_lost_its_state_is_welcomed_again_and_holds_the_same_weights(
-    run: Callable[..., Ran], small_world: World
+    run: Run, small_world: World
 ) -> None:
     fleet = fleet_of(small_world)
 
@@ -303,7 +303,7 @@ def test_who_lost_its_state_is_welcomed_again_and_holds_the_same_weights(
         assert same_weights(ClientState.load(device.store).weights, ran.state.weights)
 
 
-def test_every_byte_is_counted(run: Callable[..., Ran]) -> None:
+def test_every_byte_is_counted(run: Run) -> None:
     ran = run(2)
     both = [sum(sum(r[k].values()) for r in ran.records) for k in ("down", "initial_down")]
     assert sum(both) == sum(ran.fleet.sent)
@@ -312,14 +312,14 @@ def test_every_byte_is_counted(run: Callable[..., Ran]) -> None:
     )
 
 
-def test_nobody_answers_and_the_run_completes(run: Callable[..., Ran], small_world: World) -> None:
+def test_nobody_answers_and_the_run_completes(run: Run, small_world: World) -> None:
     ran = run(2, absent=set(small_world.roles.participants))
     assert [r["counted"] for r in ran.records] == [[], []]
     assert same_weights(ran.state.weights, run(1, absent=set(small_world.roles.participants)).state.weights)
 
 
 def test_a_round_that_is_run_again_after_a_crash_is_the_same_round(
-    small_world: World, small_prepared: Prepared, tmp_path: Path, run: Callable[..., Ran]
+    small_world: World, small_prepared: Prepared, tmp_path: Path, run: Run
 ) -> None:
     """The server dies before the commit: clients give the same answers, nothing is counted twice."""
     fleet = fleet_of(small_world)
@@ -350,9 +350,7 @@ class _Forgetful(Journal):
         """Too late."""
 
 
-def test_another_seed_of_local_training_gives_other_weights(
-    run: Callable[..., Ran], small_world: World
-) -> None:
+def test_another_seed_of_local_training_gives_other_weights(run: Run, small_world: World) -> None:
     fleet = fleet_of(small_world)
     fleet.devices = {c: replace(d, seed=d.seed + 1) for c, d in fleet.devices.items()}
     assert not same_weights(run().state.weights, run(fleet=fleet).state.weights)
@@ -362,7 +360,7 @@ def test_a_judge_cannot_claim_impossible_scores(
     small_world: World, small_prepared: Prepared, tmp_path: Path
 ) -> None:
     """A score is a share: a judge that reports a million must not decide alone."""
-    fleet, sign = fleet_of(small_world), _resigned(small_world, small_prepared)
+    fleet = fleet_of(small_world)
     judges = choose_judges(small_world.config, 3, small_world.roles.participants)
     liar = min(judges)
     sign = _resigned(small_world, small_prepared, client=liar)
@@ -380,9 +378,7 @@ def test_a_judge_cannot_claim_impossible_scores(
     assert [(r["client"], r["round"]) for r in watcher.of("refused")] == [(liar, 3)]
 
 
-def test_a_client_round_and_the_server_agree_on_the_hash(
-    run: Callable[..., Ran], small_prepared: Prepared
-) -> None:
+def test_a_client_round_and_the_server_agree_on_the_hash(run: Run, small_prepared: Prepared) -> None:
     ran = run(1)
     first = frames.decode_task(next(t for t in ran.fleet.tasks["1"] if is_training(t)))
     assert isinstance(first, frames.Train)

@@ -206,6 +206,7 @@ def test_a_round_moves_the_weights_by_the_decoded_mean(
 ) -> None:
     support, codec = small_prepared.support, build_codec(Coding("raw", {}))
     a, b = _update(support, 1, weight=3), _update(support, 2, weight=1)
+    begun = replace(begun, residual=codec.init(support.shapes()))
     first = close_round(_config(), begun, a + b, NAMES, NAMES, (), None, support, codec)
     for name, alive in support.alive.items():
         mean = (a.total[name] + b.total[name]) / 2.0**32 / 4

@@ -1,6 +1,7 @@
 """The server's clients over a Grid: replies one at a time, every byte accounted for."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def _app() -> ClientApp:
 
     @app.query("who")
     def who(message: Message, context: Context) -> Message:
-        identity = {IDENTITY: f"c{context.node_config['partition-id']}"}
-        return Message(RecordDict({"fedge": ConfigRecord(identity)}), reply_to=message)
+        identity = ConfigRecord({IDENTITY: f"c{context.node_config['partition-id']}"})
+        return Message(RecordDict({"fedge": identity}), reply_to=message)
 
     @app.train()
     def train(message: Message, _context: Context) -> Message:
@@ -94,9 +95,10 @@ def test_a_node_that_does_not_say_who_it_is_is_left_out(tmp_path: Path) -> None:
 
     @app.query("who")
     def who(message: Message, context: Context) -> Message:
-        partition = context.node_config["partition-id"]
-        identity: dict[str, object] = {0: {IDENTITY: 7}, 1: {}, 2: {IDENTITY: "c2"}}[int(partition)]
-        return Message(RecordDict({"fedge": ConfigRecord(identity)}), reply_to=message)  # type: ignore[arg-type]
+        said = [ConfigRecord({IDENTITY: 7}), ConfigRecord(), ConfigRecord({IDENTITY: "c2"})]
+        return Message(
+            RecordDict({"fedge": said[int(context.node_config["partition-id"])]}), reply_to=message
+        )
 
     with LocalGrid(app, 3, {}, tmp_path / "states") as grid:
         assert GridClients(grid).ids() == ["c2"]
@@ -114,7 +116,9 @@ class Counting(LocalGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         replies = list(super().pull_messages(message_ids))
-        self.up += sum(len(frame_of(r)) for r in replies if r.content.get("fedge", {}).get("frame"))
+        self.up += sum(
+            len(frame_of(r)) for r in replies if "frame" in dict(r.content.config_records["fedge"])
+        )
         return replies
 
 
@@ -135,8 +139,6 @@ def test_the_bytes_in_the_records_are_those_of_the_frames_that_flower_carries(
     ):
         clients = GridClients(grid)
         federation, _ = federation_of(small_world, small_prepared, fleet_of(small_world), journal)
-        from dataclasses import replace
-
         state = run_rounds(replace(federation, clients=clients))
         records = journal.rounds()
     keys = ("down", "initial_down"), ("up", "initial_up")

@@ -262,14 +262,13 @@ def _report(out: Path) -> Report:
     return report
 
 
-def test_ctrl_c_ends_the_run_and_what_was_written_can_be_read_and_resumed(
-    scenario: Path, whole: Report, tmp_path: Path
-) -> None:
+def test_ctrl_c_ends_the_run_and_what_was_written_can_be_read(scenario: Path, tmp_path: Path) -> None:
+    """A run of many rounds, so that it is never over before it is interrupted."""
     out = tmp_path / "run"
-    process = _start(scenario, out)
-    _wait_for(process, out / "metrics.jsonl", 1)
-    os.kill(process.pid, signal.SIGINT)
+    process = _start(scenario, out, "--rounds", "2000")
     try:
+        _wait_for(process, out / "metrics.jsonl", 1)
+        os.kill(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=20)
     finally:
         process.kill()
@@ -279,14 +278,12 @@ def test_ctrl_c_ends_the_run_and_what_was_written_can_be_read_and_resumed(
     assert line.startswith("fedge: error: interrupted")
     assert f"--resume --out {out}" in line
     assert "Traceback" not in said
-    events = read_events(out / "metrics.jsonl")
+    told = [e for e in read_events(out / "metrics.jsonl") if e["event"] == "round"]
     with Journal(out / JOURNAL) as journal:
         done = journal.rounds()
-    assert 1 <= len(done) < 4
-    assert len([e for e in events if e["event"] == "round"]) <= len(done)
-    code, said = _finish(_start(scenario, out, "--resume"))
-    assert code == 0, said
-    assert timeless(_report(out)) == timeless(whole)
+    assert [e["round"] for e in told] == [r["round"] for r in done][: len(told)]
+    assert len(told) in (len(done), len(done) - 1)
+    assert not (out / "report.json").exists()
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_report(
@@ -307,10 +304,3 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_report(
         code, said = _finish(_start(scenario, out, "--resume"))
         assert code == 0, said
         assert timeless(_report(out)) == timeless(whole)
-
-
-def test_a_run_elsewhere_with_other_settings_is_refused_in_one_line(scenario: Path, out: Path) -> None:
-    code, said = _finish(_start(scenario, out, "--resume", "--rounds", "6"))
-    assert code == 2
-    assert said.splitlines()[-1].startswith("fedge: error: ")
-    assert "rounds.rounds was 4, now 6" in said
