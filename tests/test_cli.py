@@ -150,6 +150,7 @@ def test_arguments_that_make_no_sense(refused: Refused, arguments: list[str], sa
     (["--clients", "0"], "at least one client must take part"),
     (["--clients", "-3"], "at least one client must take part"),
     (["a\nb"], "unknown scenario"),
+    (["--set", "a\nb"], "--set a b: write --set section.key=value"),
 )
 def test_settings_that_are_wrong(refused: Refused, arguments: list[str], said: str) -> None:
     assert said in refused(["simulate", *arguments])

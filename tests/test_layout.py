@@ -19,9 +19,10 @@ def _tracked() -> list[Path]:
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return [
-            p for folder in ("fedge", "tests", "docs", "simulations") for p in (ROOT / folder).rglob("*.*")
+        beside = [
+            p for folder in ("fedge", "tests", "docs", "simulations") for p in (ROOT / folder).rglob("*")
         ]
+        return [p for p in beside if p.is_file() and p.suffix != ".pyc"]
     return [ROOT / name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
