@@ -129,6 +129,8 @@ def _simulate(options: argparse.Namespace) -> None:
         "rounds.rounds": options.rounds,
         "seed": options.seed,
     }
+    if options.data == "":
+        raise InputError("--data is empty; give an .npz file or a folder")
     if options.clients is not None and options.clients < 1:
         raise InputError(f"--clients {options.clients}: at least one client must take part")
     overrides = {key: value for key, value in keys.items() if value is not None}

@@ -60,7 +60,7 @@ class Teacher:
 class Student:
     """The small model that clients fine-tune, and how it is made from the teacher."""
 
-    size: str = _setting("small", "about 5 k, 20 k or 55 k parameters", among=("tiny", "small", "medium"))
+    size: str = _setting("small", "about 5 k, 19 k or 56 k parameters", among=("tiny", "small", "medium"))
     loss: str = _setting("soft_targets", "distillation loss, a file of fedge/distill")
     temperature: float = _setting(2.0, "softens the teacher's answers", 0.1, 100)
     hard_weight: float = _setting(0.3, "weight of the labels beside the teacher's answers", 0, 1)
@@ -75,7 +75,7 @@ class Student:
 class Quantize:
     """Int8 activations and the initial download."""
 
-    percentile: float = _setting(99.99, "share of activations that is not clipped, in percent", 50, 100)
+    percentile: float = _setting(99.99, "share of activations that is not clipped, in percent", 99, 100)
     headroom: float = _setting(1.2, "factor on calibrated ranges, for what training still changes", 1, 10)
     download_bits: int = _setting(4, "bits per weight of the initial download and of snapshots", 2, 8)
 

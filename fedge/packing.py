@@ -56,18 +56,24 @@ def unpack(data: bytes, max_bytes: int = 1 << 30) -> tuple[dict[str, Any], dict[
     if size > min(_LARGEST_HEADER, len(data) - 8):
         raise PayloadError("packed arrays: truncated header")
     try:
-        header = json.loads(data[8 : 8 + size])
+        header = json.loads(data[8 : 8 + size], parse_constant=_no_constant)
         meta, table = header["meta"], header["arrays"]
         if not isinstance(meta, dict):
             raise ValueError("meta is not a table")
         arrays, position = {}, 8 + size
         for name, code, shape in table:
+            if name in arrays:
+                raise ValueError(f"array {name!r} is there twice")
             arrays[str(name)], position = _array(data, position, _DTYPES[code], shape)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PayloadError(f"packed arrays: {error}") from None
     if position != len(data):
         raise PayloadError("packed arrays: trailing bytes")
     return meta, arrays
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 def _array(data: bytes, position: int, dtype: str, shape: list[int]) -> tuple[NDArray[Any], int]:

@@ -71,9 +71,10 @@ def allocate(rows: list[LayerSensitivity], share: float) -> dict[str, float]:
 
 
 def _price(row: LayerSensitivity, level: int) -> float:
-    """Rise of the loss per weight, from the dense layer to the next level (cumulative, so never myopic)."""
-    rise = max(0.0, row.losses[level + 1] - row.losses[0])
-    return rise / (LEVELS[level + 1] * row.weights)
+    """Rise of the loss per weight of the next step; exact where a layer's losses rise ever faster."""
+    highest = max(row.losses[: level + 1])
+    rise = max(0.0, row.losses[level + 1] - highest)
+    return rise / ((LEVELS[level + 1] - LEVELS[level]) * row.weights)
 
 
 def masks(params: Mapping[str, Tensor], shares: Mapping[str, float]) -> dict[str, Tensor]:

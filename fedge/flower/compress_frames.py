@@ -13,6 +13,7 @@ and one node. ``counted`` is the ticket of the node's last update that became pa
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -143,10 +144,10 @@ def _blob(content: bytes) -> bytes:
     return len(content).to_bytes(4, "little") + content
 
 
-def _head(head: struct.Struct, frame: bytes) -> tuple[int, bytes, bytes, bytes, int, int]:
+def _head(head: struct.Struct, frame: bytes) -> tuple[Any, ...]:
     if len(frame) < head.size:
         raise PayloadError("a frame is truncated")
-    return head.unpack_from(frame)  # type: ignore[return-value]  (shorter for _UP)
+    return head.unpack_from(frame)
 
 
 def _blobs(frame: bytes, at: int, count: int) -> list[bytes]:

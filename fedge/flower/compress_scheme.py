@@ -181,7 +181,9 @@ def parse_scheme(content: bytes, max_values: int) -> Scheme:
     try:
         text = json.loads(inflate(content, _LARGEST_TEXT))
         entries = tuple(_entry(*row) for row in text["arrays"])
-        up, down = (Coding(str(name), dict(settings)) for name, settings in (text["uplink"], text["downlink"]))
+        up, down = (
+            Coding(str(name), dict(settings)) for name, settings in (text["uplink"], text["downlink"])
+        )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PayloadError(f"not a scheme of compression: {error}") from None
     if len({e.name for e in entries}) != len(entries):

@@ -28,6 +28,8 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 
 _KERNELS = (5, 5, 3, 3)
 _EPSILON = 1e-5  # of BatchNorm
+_MOST_PARAMETERS = 50_000_000
+_MOST_ACTIVATIONS = 1 << 24  # of one layer, for one window
 _SHORTEST = 8  # samples below which a convolution no longer strides
 
 
@@ -120,8 +122,10 @@ def _checked(spec: StudentSpec) -> StudentSpec:
                 f"not a description of a student: layer {c.name!r} does not fit the one before"
             )
         before = c.outputs
-    if spec.parameters() > 50_000_000:
-        raise PayloadError("not a description of a student: more than 50 million parameters")
+    if spec.parameters() > _MOST_PARAMETERS:
+        raise PayloadError(f"not a description of a student: more than {_MOST_PARAMETERS} parameters")
+    if spec.time * max(spec.channels, *(c.outputs for c in spec.convs)) > _MOST_ACTIVATIONS:
+        raise PayloadError("not a description of a student: a layer's output is too large")
     return spec
 
 
