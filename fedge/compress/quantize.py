@@ -54,6 +54,32 @@ def fake_quantized(spec: StudentSpec, scales: Scales) -> Numerics:
     return Numerics(weights, activation)
 
 
+def sent_at(bits: int, numerics: Numerics) -> Numerics:
+    """``numerics``, with weights as they will arrive after a download at ``bits`` bits per weight.
+
+    One step per tensor, levels ``-top..top`` with ``top = 2^(bits-1) - 1``; the step is the one of least
+    squared error among a grid of candidates, taken anew each time, as the codec takes it when it sends.
+    """
+    top = 2 ** (bits - 1) - 1
+
+    def weights(layer: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        step = _best_step(weight.detach(), top)
+        levels = torch.clamp(torch.round(weight.detach() / step), -top, top) * step
+        _, bias = numerics.weights(layer, weight, bias)
+        return weight + (levels - weight).detach(), bias
+
+    return Numerics(weights, numerics.activation)
+
+
+def _best_step(weight: Tensor, top: int) -> Tensor:
+    """Of 40 steps between a tenth of the largest and the largest that makes sense, the best."""
+    largest = (weight.abs().amax() / top).clamp_min(_SMALLEST)
+    steps = largest * torch.linspace(0.1, 1.0, 40)
+    flat = weight.flatten()
+    levels = torch.clamp(torch.round(flat / steps[:, None]), -top, top) * steps[:, None]
+    return steps[torch.argmin((levels - flat).square().sum(1))]
+
+
 def bounded(spec: StudentSpec, scales: Scales) -> Numerics:
     """The student in float: nothing is rounded, but activations keep to the range that int8 can hold.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedge import plugins
 from fedge.compress import prune
-from fedge.compress.quantize import Calibration, calibrate, fake_quantized
+from fedge.compress.quantize import Calibration, calibrate, fake_quantized, sent_at
 from fedge.config import Config
 from fedge.data.types import Windows
 from fedge.distill._fit import Fit, fit
@@ -213,7 +213,7 @@ def _tuned(
         spec,
         params,
         {n: (p != 0).float() if p.dim() > 1 else torch.ones_like(p) for n, p in params.items()},
-        fake_quantized(spec, scales),
+        sent_at(config.quantize.download_bits, fake_quantized(spec, scales)),
         data,
         teacher,
         distillation(config),
