@@ -86,6 +86,8 @@ class Rounds:
 
     rounds: int = _setting(30, "rounds", 1, 1_000_000)
     fraction: float = _setting(1.0, "share of the participants in each round", 0.0001, 1)
+    max_change: float = _setting(1.0, "an update with a larger entry is refused", 1e-6, 100)
+    max_weight: int = _setting(10_000, "most windows that one update counts for", 1, 1_000_000)
     server_learning_rate: float = _setting(1.0, "factor on the mean update", 0.001, 100)
 
 

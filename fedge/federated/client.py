@@ -22,7 +22,7 @@ from fedge import plugins
 from fedge.data.types import ClientData, Windows
 from fedge.edge.gate import Decision, run_gate
 from fedge.edge.runtime import Runtime
-from fedge.errors import DataError, RefusedError, UpdateError
+from fedge.errors import DataError, PayloadError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client_state import ClientState, Pending, StateStore
 from fedge.federated.coding import Support, Weights, apply_step, build_codec, decode_dense
@@ -79,9 +79,9 @@ def client_round(frame: bytes, device: Device) -> bytes:
     if isinstance(task, Welcome):
         return frames.encode_reply(_welcome(task, device))
     state = ClientState.load(device.store)
-    if isinstance(task, Offer):
-        return frames.encode_reply(_consider(task, state, device))
     digest = hashlib.blake2b(frame, digest_size=16).digest()
+    if isinstance(task, Offer):
+        return _consider(task, digest, state, device)
     if state.pending is not None and state.pending.task == digest:
         return state.pending.reply
     return _train(task, digest, state, device)
@@ -94,9 +94,21 @@ def _welcome(task: Welcome, device: Device) -> Hello:
     _check_fit(device.data, plan)
     support = Support.of(weights)
     residual = build_codec(plan.uplink).init(support.shapes())
-    ClientState(plan, support, weights, version=0, residual=residual).save(device.store)
+    state = ClientState(plan, support, weights, version=0, residual=residual)
+    _keep_release(state, device).save(device.store)
     signature = device.key.sign(HELLO, plan.federation.encode(), device.id.encode(), task.challenge)
     return Hello(device.key.public, signature)
+
+
+def _keep_release(state: ClientState, device: Device) -> ClientState:
+    """Welcomed again, a client starts to learn anew, but the way to older releases stays closed."""
+    try:
+        before = ClientState.load(device.store)
+    except (UpdateError, PayloadError):
+        return state  # a new client, or one whose disk was damaged
+    if before.plan.federation != state.plan.federation:
+        return state
+    return replace(state, **{n: getattr(before, n) for n in ("release_version", "release", "offer")})
 
 
 def _check_fit(data: ClientData, plan: Plan) -> None:
@@ -186,20 +198,26 @@ def _tensors(plan: Plan, windows: Windows) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(plan.preprocess.apply(windows.x)), torch.from_numpy(windows.y)
 
 
-def _consider(task: Offer, state: ClientState, device: Device) -> Verdict:
-    """Verify a release, try it on the client's own later data, and keep it if the gate lets it through."""
+def _consider(task: Offer, digest: bytes, state: ClientState, device: Device) -> bytes:
+    """Verify a release, try it on the client's own later data, and keep it if the gate lets it through.
+
+    The last verdict is kept: the same offer again (the server may have died over it) gets the same answer.
+    """
+    if state.offer.startswith(digest):
+        return state.offer[len(digest) :]
     rules = ReleaseRules(state.plan.federation, device.release_keys, state.release_version)
     try:
         bundle = parse_bundle(task.bundle)
         manifest = rules.accept(bundle.manifest, bundle.signature, bundle.model, device.now())
     except RefusedError as error:
-        return Verdict(0, False, type(error).__name__, float("nan"), float("nan"), 0)
+        return frames.encode_reply(Verdict(0, False, type(error).__name__, float("nan"), float("nan"), 0))
     state = replace(state, release_version=manifest.version)
     state.save(device.store)  # before the model is opened: one that kills this process is not tried again
     decision = run_gate(manifest, bundle.model, _running(state), device.data.later, device.release_margin)
-    if decision.taken:
-        replace(state, release=task.bundle).save(device.store)
-    return _verdict(manifest.version, decision)
+    answer = frames.encode_reply(_verdict(manifest.version, decision))
+    kept = task.bundle if decision.taken else state.release
+    replace(state, release=kept, offer=digest + answer).save(device.store)
+    return answer
 
 
 def _verdict(version: int, decision: Decision) -> Verdict:

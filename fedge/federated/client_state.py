@@ -55,6 +55,7 @@ class ClientState:
         pending: the last update, until its fate is known.
         release_version: the highest release that was genuine.
         release: the bundle that the client runs, or empty.
+        offer: digest (16 bytes) of the last genuine offer, and the answer to it; or empty.
     """
 
     plan: Plan
@@ -65,10 +66,11 @@ class ClientState:
     pending: Pending | None = None
     release_version: int = 0
     release: bytes = b""
+    offer: bytes = b""
 
     def save(self, store: StateStore) -> None:
         """Write everything, at once."""
-        arrays: dict[str, NDArray[Any]] = {"release": _bytes(self.release)}
+        arrays: dict[str, NDArray[Any]] = {"release": _bytes(self.release), "offer": _bytes(self.offer)}
         arrays |= {f"weights/{n}": w for n, w in self.weights.items()}
         arrays |= {f"alive/{n}": np.packbits(a) for n, a in self.support.alive.items()}
         arrays |= {f"residual/{n}": np.asarray(r) for n, r in self.residual.items()}
@@ -122,6 +124,7 @@ def _restore(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClientSta
         pending=pending,
         release_version=meta["release_version"],
         release=arrays["release"].tobytes(),
+        offer=arrays["offer"].tobytes(),
     )
 
 

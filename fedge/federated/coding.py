@@ -20,6 +20,9 @@ Weights = Mapping[str, NDArray[np.float32]]
 BIAS_BITS = 8
 """Biases are few and sensitive: they always travel with this many bits."""
 
+LARGEST_WEIGHT = 1e6
+"""Largest magnitude of a weight, or of what is added to one, that is taken from the network."""
+
 _LARGEST_PAYLOAD = 1 << 28
 _EXACT = Coding("raw", {})
 
@@ -87,10 +90,10 @@ def _settings(module: ModuleType, coding: Coding) -> Any:
         raise ConfigError(f"codec {coding.codec!r}: {error}") from None
 
 
-def limits(shapes: Shapes) -> Limits:
+def limits(shapes: Shapes, max_abs: float = LARGEST_WEIGHT) -> Limits:
     """What may come out of a payload for arrays of these shapes: at most 8 bytes an entry come in."""
     entries = sum(int(np.prod(s)) for s in shapes.values())
-    return Limits(shapes, max_bytes=min(_LARGEST_PAYLOAD, 1024 + 8 * entries))
+    return Limits(shapes, max_bytes=min(_LARGEST_PAYLOAD, 1024 + 8 * entries), max_abs=max_abs)
 
 
 def encode_dense(arrays: Weights, bits: int) -> bytes:

@@ -34,13 +34,23 @@ class Journal:
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=0.5)
+        except sqlite3.Error as error:
+            raise SetupError(f"cannot open the journal {path}: {error}") from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        path = self._path
+        try:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=DELETE")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("BEGIN EXCLUSIVE")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, SCHEMA):
-                self._db.close()
                 raise SetupError(f"{path} was written by a newer fedge (schema {version}); update fedge")
             if version == 0 and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
                 raise sqlite3.DatabaseError("a database of another program")

@@ -284,8 +284,9 @@ def _update(trained: Trained, state: FederationState, federation: Federation, up
     """The update in an answer, within limits; ``None`` where the client did not train."""
     if trained.weight == 0:
         return None
-    arrays = uplink.decode(trained.payload, limits(federation.prepared.support.shapes()))
-    return Update.of(arrays, trained.weight, state.round)
+    bounds = limits(federation.prepared.support.shapes(), federation.config.rounds.max_change)
+    arrays = uplink.decode(trained.payload, bounds)
+    return Update.of(arrays, min(trained.weight, federation.config.rounds.max_weight), state.round)
 
 
 def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:

@@ -6,6 +6,7 @@ crash is the same round.
 """
 
 import math
+import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ class Judgement:
     Attributes:
         accepted: whether it was taken.
         reason: why, for people.
-        held: mean score of the weights held, over judges, weighted by their windows.
+        held: mean score of the weights held, over judges.
         candidate: mean score of the candidate, likewise.
     """
 
@@ -175,16 +176,17 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
 
     Its score must not be lower than that of the weights held by more than ``-margin`` (so with a margin of 0
     it must be at least as high), and the judges' gain in loss must exceed its own standard error, so that one
-    lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on, weighted by the
-    number of windows; the loss is looked at because on few windows the score moves in large steps.
+    lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on. Every judge has
+    one vote, whatever number of windows it claims; the loss is looked at because on few windows the score
+    moves in large steps.
     """
     scores = dict(sorted(scores.items()))  # the order of arrival would show in the last bit
-    windows = sum(s.windows for s in scores.values())
-    if not windows:
+    if not scores:
         return Judgement(False, "no judge answered", None, None)
-    held = sum(s.windows * s.score_held for s in scores.values()) / windows
-    candidate = sum(s.windows * s.score_candidate for s in scores.values()) / windows
-    gain, error = _mean_gain(list(scores.values()))
+    windows = sum(s.windows for s in scores.values())
+    held = statistics.fmean(s.score_held for s in scores.values())
+    candidate = statistics.fmean(s.score_candidate for s in scores.values())
+    gain, error = _mean_gain([s.loss_held - s.loss_candidate for s in scores.values()])
     text = (
         f"score {held:.3f} to {candidate:.3f}, loss {-gain:+.4f} (standard error {error:.4f}) "
         f"on {windows} windows of {len(scores)} clients"
@@ -193,13 +195,9 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
     return Judgement(accepted, text, held, candidate)
 
 
-def _mean_gain(scores: list[Scores]) -> tuple[float, float]:
+def _mean_gain(gains: list[float]) -> tuple[float, float]:
     """By how much the candidate's loss is lower, and the standard error of that mean over judges."""
-    windows = np.array([s.windows for s in scores], float)
-    gains = np.array([s.loss_held - s.loss_candidate for s in scores])
-    share = windows / windows.sum()
-    mean = float(share @ gains)
-    if len(scores) < 2:
+    mean = statistics.fmean(gains)
+    if len(gains) < 2:
         return mean, abs(mean)  # one judge alone proves nothing
-    spread = float(share @ (gains - mean) ** 2)
-    return mean, math.sqrt(spread / (len(scores) - 1))
+    return mean, statistics.stdev(gains) / math.sqrt(len(gains))

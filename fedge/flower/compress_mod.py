@@ -19,7 +19,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from fedge.errors import FedgeError, PayloadError, UpdateError
-from fedge.flower.compress_frames import Change, Down, Up, as_record, decode_down, encode_up, find_frame
+from fedge.flower.compress_frames import Base, Change, Down, Up, as_record, decode_down, encode_up, find_frame
 from fedge.flower.compress_scheme import Coded, Named, Scheme, encode, inflate, parse_scheme
 from fedge.flower.compress_versions import apply_step, read_base
 from fedge.flower.messages import error_reply
@@ -59,10 +59,10 @@ class Memory:
 
 
 def compression_mod(max_values: int = 1 << 28) -> Mod:
-    """A mod that speaks to ``fedge.flower.Compressed``; messages of other strategies pass through it as they are.
+    """A mod that speaks to ``fedge.flower.Compressed``.
 
-    Put it first in the list of mods, so that all others see plain arrays. How the ways are coded is the
-    server's to say.
+    Messages of other strategies pass through it as they are. Put it first in the list of mods, so that all
+    others see plain arrays. How the ways are coded is the server's to say.
 
     Args:
         max_values: most values that a model may have; a server that sends a larger one is refused.
@@ -111,15 +111,12 @@ def _follow(down: Down, memory: Memory | None, max_values: int) -> tuple[Memory,
         UpdateError: the way starts from weights that this node does not hold, or leads elsewhere.
         PayloadError: something on the way is not what it claims to be.
     """
-    if down.base is None and memory is None:
-        raise UpdateError("this node holds no weights yet: it needs all of them")
-    packed = down.base.scheme if down.base else memory.scheme if memory else b""
-    scheme = parse_scheme(packed, max_values)
-    if memory is None or memory.scheme != packed:
-        fresh = dict(scheme.uplink.build().init(scheme.shapes))
-        memory = Memory(packed, 0, {}, fresh, b"", {})
     start = down.version - len(down.steps)
-    held, at = (read_base(down.base, scheme), start) if down.base else (memory.held, memory.version)
+    if down.base is not None:
+        memory = _anew(down.base, start, max_values)
+    if memory is None:
+        raise UpdateError("this node holds no weights yet: it needs all of them")
+    scheme, held, at = parse_scheme(memory.scheme, max_values), memory.held, memory.version
     if not start <= at <= down.version:
         raise UpdateError(f"this node holds version {at}; the steps lead from {start} to {down.version}")
     for step in down.steps[at - start :]:
@@ -128,7 +125,13 @@ def _follow(down: Down, memory: Memory | None, max_values: int) -> tuple[Memory,
         raise UpdateError(f"the steps do not lead to version {down.version}")
     counted = bool(memory.ticket) and memory.ticket == down.counted
     residual = memory.after if counted else memory.residual
-    return Memory(packed, down.version, held, residual, b"", {}), scheme
+    return Memory(memory.scheme, down.version, held, residual, b"", {}), scheme
+
+
+def _anew(base: Base, version: int, max_values: int) -> Memory:
+    scheme = parse_scheme(base.scheme, max_values)
+    residual = scheme.uplink.build().init(scheme.shapes)
+    return Memory(base.scheme, version, read_base(base, scheme), residual, b"", {})
 
 
 def _code(memory: Memory, scheme: Scheme, given: Named, trained: Named) -> tuple[Memory, Change]:
@@ -143,7 +146,7 @@ def _code(memory: Memory, scheme: Scheme, given: Named, trained: Named) -> tuple
 
 def _with(content: RecordDict, key: str, record: ArrayRecord | ConfigRecord) -> RecordDict:
     """The same records in the same order, the one at ``key`` replaced (or added)."""
-    changed = RecordDict({name: value for name, value in content.items()})
+    changed = RecordDict(dict(content.items()))
     changed[key] = record
     return changed
 

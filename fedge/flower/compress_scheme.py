@@ -60,7 +60,8 @@ class Coding:
             settings = replace(settings, **{k: v for k, v in changed.items() if k in known})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"codec {self.codec!r}: {error}") from None
-        return module.build(settings)  # type: ignore[no-any-return]  (a module's build gives a Codec)
+        codec: Codec = module.build(settings)
+        return codec
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ class Scheme:
         return sum(e.size for e in self.entries if not e.exact)
 
     @cached_property
+    def plain_bytes(self) -> int:
+        """Bytes of all values, uncompressed."""
+        return sum(e.size * np.dtype(e.dtype).itemsize for e in self.entries)
+
+    @cached_property
     def exact_bytes(self) -> int:
         """Bytes of the exact arrays."""
         return sum(e.size * np.dtype(e.dtype).itemsize for e in self.entries if e.exact)
@@ -131,14 +137,21 @@ class Scheme:
         Raises:
             PayloadError: ``exact`` has another length, or holds values that are not finite.
         """
+        arrays = self.read_exact(exact)
+        with np.errstate(over="ignore"):  # float16: beyond its range is infinite, as in any cast
+            arrays |= {e.name: coded[e.name].astype(e.dtype) for e in self.entries if not e.exact}
+        return {e.name: arrays[e.name] for e in self.entries}
+
+    def read_exact(self, exact: bytes) -> dict[str, NDArray[Any]]:
+        """The exact arrays.
+
+        Raises:
+            PayloadError: ``exact`` has another length, or holds values that are not finite.
+        """
         if len(exact) != self.exact_bytes:
             raise PayloadError(f"exact arrays have {len(exact)} bytes; expected {self.exact_bytes}")
         arrays, at = {}, 0
-        for e in self.entries:
-            if not e.exact:
-                with np.errstate(over="ignore"):  # float16: beyond its range is infinite, as in any cast
-                    arrays[e.name] = coded[e.name].astype(e.dtype)
-                continue
+        for e in (e for e in self.entries if e.exact):
             little = np.dtype(e.dtype).newbyteorder("<")
             flat = np.frombuffer(exact, little, e.size, at)
             arrays[e.name], at = flat.astype(e.dtype).reshape(e.shape), at + flat.nbytes

@@ -269,8 +269,8 @@ def _scores(held: float, candidate: float, gain: float, windows: int = 10) -> Sc
         ([_scores(0.5, 0.4, 0.1), _scores(0.5, 0.4, 0.12)], False),  # a lower score, whatever the loss
         ([_scores(0.5, 0.6, 0.5), _scores(0.5, 0.6, -0.3)], False),  # one lucky judge
         ([_scores(0.5, 0.6, 0.5)], False),  # one judge alone proves nothing
-        ([_scores(0.4, 0.7, 0.1, 30), _scores(0.5, 0.3, 0.1, 10)], True),  # weighted by windows
-        ([_scores(0.4, 0.7, 0.1, 10), _scores(0.5, 0.3, 0.1, 30)], False),
+        ([_scores(0.4, 0.7, 0.1), _scores(0.5, 0.3, 0.12)], True),  # one better, one worse, in all better
+        ([_scores(0.9, 0.4, 0.1, 10), _scores(0.5, 0.6, 0.12, 10**6)], False),  # a judge has one vote
         ([], False),
     ],
 )
@@ -278,12 +278,9 @@ def test_the_rule_of_the_judges(scores: list[Scores], accepted: bool) -> None:
     judgement = judge(_config(), {f"c{i}": s for i, s in enumerate(scores)})
     assert judgement.accepted is accepted
     assert judgement.reason
-    windows = sum(s.windows for s in scores)
-    if windows:
-        assert judgement.held == pytest.approx(sum(s.windows * s.score_held for s in scores) / windows)
-        assert judgement.candidate == pytest.approx(
-            sum(s.windows * s.score_candidate for s in scores) / windows
-        )
+    if scores:
+        assert judgement.held == pytest.approx(sum(s.score_held for s in scores) / len(scores))
+        assert judgement.candidate == pytest.approx(sum(s.score_candidate for s in scores) / len(scores))
     else:
         assert (judgement.held, judgement.candidate) == (None, None)
 

@@ -18,7 +18,10 @@ def test_the_names_that_are_used_still_exist() -> None:
         pytest.fail(f"{BROKE}{error}")
     for owner, names in ((TaskIdentity, ("task_id", "run_id", "node_id")), (Run, ("create_empty",))):
         for name in names:
-            assert hasattr(owner, name), f"{BROKE}{owner.__name__} has no {name}"
+            there = name in vars(owner) or name in vars(
+                type(owner)
+            )  # not asked for: some raise until they are set
+            assert there, f"{BROKE}{owner.__name__} has no {name}"
 
 
 def test_a_message_made_after_entering_a_run_belongs_to_it() -> None:
