@@ -77,7 +77,10 @@ class Quantize:
 
     percentile: float = _setting(99.99, "share of activations that is not clipped, in percent", 99, 100)
     headroom: float = _setting(1.2, "factor on calibrated ranges, for what training still changes", 1, 10)
-    download_bits: int = _setting(4, "bits per weight of the initial download and of snapshots", 2, 8)
+    download_bits: int = _setting(4, "bits per weight of the initial download", 2, 8)
+    snapshot_bits: int = _setting(
+        6, "bits per weight of a snapshot for a client that was away too long", 2, 8
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,15 @@ class Link:
 
     codec: str = _setting("ternary", "a file of fedge/codec")
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What simulated devices are like; real devices say this of themselves."""
+
+    uplink_bytes: tuple[int, ...] = _setting(
+        (), "most bytes of one answer, dealt to the participants in turn; empty: no limit", 160, 2**31
+    )
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,7 @@ class Config:
     local: Local = Local()
     uplink: Link = Link(settings={"share": 0.01})
     downlink: Link = Link(settings={"share": 0.03})
+    fleet: Fleet = Fleet()
     redistill: Redistill = Redistill()
     release: Release = Release()
 
@@ -259,14 +272,25 @@ def _value(spec: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: expected a table, got {value!r}")
         return _parse(type(default), value, f"{path}.")
-    value = _typed(default, value, path)
-    low, high = spec.metadata.get("low"), spec.metadata.get("high")
-    if low is not None and not low <= value <= high:
-        raise ConfigError(f"{path}: {value} is not within {low} .. {high} ({spec.metadata['doc']})")
+    if isinstance(default, tuple) and spec.metadata.get("low") is not None:
+        return tuple(_within(spec, _typed(0, v, path), path) for v in _listed(value))
+    value = _within(spec, _typed(default, value, path), path)
     among = spec.metadata.get("among")
     if among and value not in among:
         raise ConfigError(f"{path}: unknown value {value!r}; {nearest(str(value), list(among))}")
     return value
+
+
+def _within(spec: Any, value: Any, path: str) -> Any:
+    """``value``, if it is within the range of its setting."""
+    low, high = spec.metadata.get("low"), spec.metadata.get("high")
+    if low is not None and not low <= value <= high:
+        raise ConfigError(f"{path}: {value} is not within {low} .. {high} ({spec.metadata['doc']})")
+    return value
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _typed(default: Any, value: Any, path: str) -> Any:

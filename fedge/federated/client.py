@@ -24,10 +24,11 @@ from fedge.edge.gate import Decision, run_gate
 from fedge.edge.runtime import Runtime
 from fedge.errors import DataError, PayloadError, RefusedError, UpdateError
 from fedge.federated import frames
-from fedge.federated.client_state import ClientState, Pending, StateStore
+from fedge.federated.client_state import ClientState, Pending, Residual, StateStore
 from fedge.federated.coding import Support, Weights, apply_step, build_codec, decode_dense
 from fedge.federated.frames import Hello, Offer, Scores, Train, Trained, Verdict, Welcome
-from fedge.federated.plan import Plan
+from fedge.federated.lineage import begin, follow
+from fedge.federated.plan import Coding, Plan
 from fedge.federated.training import fine_tune, logits
 from fedge.preprocess import from_dict
 from fedge.release.bundle import parse_bundle
@@ -36,7 +37,11 @@ from fedge.release.rules import ReleaseRules
 from fedge.seeding import derive
 from fedge.signing import SigningKey
 from fedge.tasks import Task
-from fedge.update import weights_hash
+
+_REPLY_BYTES = 128
+"""More than everything in an answer but the payload: numbers, a judge's numbers, signature, lengths."""
+
+SMALLEST_BUDGET = _REPLY_BYTES + 32
 
 HELLO, UPDATE = "fedge hello", "fedge update"
 """Purposes of a client's signatures."""
@@ -54,6 +59,7 @@ class Device:
         release_keys: public keys that releases must be signed with.
         release_margin: how much worse than the current model a release may score here.
         seed: of local training.
+        uplink_budget: most bytes of one round's answer (``SMALLEST_BUDGET`` or more); ``None``: no limit.
         now: Unix time in seconds, for the expiry of releases.
     """
 
@@ -64,6 +70,7 @@ class Device:
     release_keys: tuple[bytes, ...]
     release_margin: float
     seed: int
+    uplink_budget: int | None = None
     now: Callable[[], int] = lambda: int(time.time())
 
 
@@ -72,7 +79,7 @@ def client_round(frame: bytes, device: Device) -> bytes:
 
     Raises:
         PayloadError: the task, or something in it, is not what it claims to be.
-        UpdateError: the task does not fit what this client holds; the server should send exact weights.
+        UpdateError: the task does not fit what this client holds; the server should welcome it again.
         DataError: the client's data do not fit the federation's student.
     """
     task = frames.decode_task(frame)
@@ -94,7 +101,7 @@ def _welcome(task: Welcome, device: Device) -> Hello:
     _check_fit(device.data, plan)
     support = Support.of(weights)
     residual = build_codec(plan.uplink).init(support.shapes())
-    state = ClientState(plan, support, weights, version=0, residual=residual)
+    state = ClientState(plan, support, weights, 0, begin(task.snapshot), residual)
     _keep_release(state, device).save(device.store)
     signature = device.key.sign(HELLO, plan.federation.encode(), device.id.encode(), task.challenge)
     return Hello(device.key.public, signature)
@@ -131,13 +138,24 @@ def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> by
         seed = derive(device.seed, "local", task.round)
         tuned, loss = fine_tune(plan, learned, state.weights, state.support, data, task.learning_rate, seed)
         change = {n: tuned[n] - state.weights[n] for n in tuned}
-        residual, payload = build_codec(plan.uplink).encode(residual, state.support.gather(change))
+        residual, payload = _encode(plan.uplink, device.uplink_budget, residual, state.support.gather(change))
         reply = replace(reply, weight=len(data[1]), loss=loss, payload=payload)
-    parts = signed_parts(plan.federation, device.id, task.weights_hash, reply)
+    parts = signed_parts(plan.federation, device.id, task.lineage, reply)
     answer = frames.encode_reply(replace(reply, signature=device.key.sign(UPDATE, *parts)))
     pending = Pending(task.round, digest, answer, residual) if reply.weight else None
     replace(state, pending=pending).save(device.store)
     return answer
+
+
+def _encode(
+    coding: Coding, budget: int | None, residual: Residual, change: Weights
+) -> tuple[Residual, bytes]:
+    """The change as a payload, and the residual after it; within the device's own budget, if it has one."""
+    after, payload = build_codec(coding).encode(residual, change)
+    if budget is None or len(payload) + _REPLY_BYTES <= budget:
+        return after, payload
+    tight = replace(coding, settings={**coding.settings, "budget_bytes": budget - _REPLY_BYTES})
+    return build_codec(tight).encode(residual, change)
 
 
 def signed_parts(federation: str, client: str, base: bytes, reply: Trained) -> tuple[bytes, ...]:
@@ -155,18 +173,17 @@ def _settle(task: Train, state: ClientState) -> ClientState:
 
 def _follow(task: Train, state: ClientState) -> ClientState:
     """Walk the steps from the weights held to the task's version."""
-    if weights_hash(state.weights) == task.weights_hash:
-        return replace(state, version=task.version)
-    weights, codec = state.weights, build_codec(state.plan.downlink)
+    weights, name, codec = state.weights, state.lineage, build_codec(state.plan.downlink)
     first = task.version - len(task.steps) + 1
     for version, group in enumerate(task.steps, first):
         for step in group if version > state.version else ():
             weights = apply_step(step, weights, state.support, codec)
-    if weights_hash(weights) != task.weights_hash:
+            name = follow(name, [step])
+    if name != task.lineage:
         raise UpdateError(
             f"round {task.round}: the steps do not lead from version {state.version} to {task.version}"
         )
-    return replace(state, weights=weights, version=task.version)
+    return replace(state, weights=weights, version=task.version, lineage=name)
 
 
 def _judge(task: Train, state: ClientState, learned: Task, windows: Windows) -> Scores | None:

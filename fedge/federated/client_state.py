@@ -51,6 +51,7 @@ class ClientState:
         support: which weights are alive.
         weights: the global weights that the client holds.
         version: their version.
+        lineage: their name (``lineage.py``).
         residual: the uplink codec's state, as of the last update that counted.
         pending: the last update, until its fate is known.
         release_version: the highest release that was genuine.
@@ -62,6 +63,7 @@ class ClientState:
     support: Support
     weights: Weights
     version: int
+    lineage: bytes
     residual: Residual
     pending: Pending | None = None
     release_version: int = 0
@@ -77,6 +79,7 @@ class ClientState:
         meta: dict[str, Any] = {
             "plan": self.plan.to_dict(),
             "version": self.version,
+            "lineage": self.lineage.hex(),
             "release_version": self.release_version,
             "pending": None,
         }
@@ -120,6 +123,7 @@ def _restore(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClientSta
         support=Support(alive),
         weights=weights,
         version=meta["version"],
+        lineage=bytes.fromhex(meta["lineage"]),
         residual=_below(arrays, "residual/"),
         pending=pending,
         release_version=meta["release_version"],

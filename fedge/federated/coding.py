@@ -24,7 +24,6 @@ LARGEST_WEIGHT = 1e6
 """Largest magnitude of a weight, or of what is added to one, that is taken from the network."""
 
 _LARGEST_PAYLOAD = 1 << 28
-_EXACT = Coding("raw", {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +123,12 @@ def apply_step(step: Step, weights: Weights, support: Support, downlink: Codec) 
         return support.add(weights, downlink.decode(step.payload, limits(support.shapes())))
     if step.kind is StepKind.CHANGE:
         return support.add(weights, decode_dense(step.payload, support.shapes()))
-    if step.kind is StepKind.SNAPSHOT:
-        return support.scatter(decode_dense(step.payload, support.shapes()))
-    return support.scatter(_decode_exact(step.payload, support))
+    return support.scatter(decode_dense(step.payload, support.shapes()))
 
 
-def _decode_exact(payload: bytes, support: Support) -> Arrays:
-    return build_codec(_EXACT).decode(payload, limits(support.shapes()))
-
-
-def exact_step(weights: Weights, support: Support) -> Step:
-    """The live weights in float32, for a client whose own version is unknown or too old."""
-    codec = build_codec(_EXACT)
-    return Step(StepKind.EXACT, codec.encode(codec.init(support.shapes()), support.gather(weights))[1])
+def snapshot_step(weights: Weights, support: Support, bits: int) -> Step:
+    """All live weights, quantized: for a client whose own are unknown, or too old to be led on."""
+    return Step(StepKind.SNAPSHOT, encode_dense(support.gather(weights), bits))
 
 
 def _encode_part(arrays: Weights, bits: int) -> bytes:

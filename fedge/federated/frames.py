@@ -37,7 +37,6 @@ class StepKind(IntEnum):
     UPDATE = 1  # a payload of the downlink codec, added
     CHANGE = 2  # a quantized change (re-distillation), added
     SNAPSHOT = 3  # quantized weights, replacing
-    EXACT = 4  # float32 weights, replacing: for a client that was away too long
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Train:
         round: number of the round, from 1.
         counted: the last round in which an update of this client was counted; 0 for none.
         version: version of the global weights after all of ``steps``.
-        weights_hash: names those weights exactly.
+        lineage: names the weights that the client then holds (``lineage.py``).
         steps: one group for each of the versions up to ``version``; a client skips those it has.
         learning_rate: of local SGD; 0 means: take the weights, do not train.
         candidate: a step away from those weights that is to be scored, not taken.
@@ -80,7 +79,7 @@ class Train:
     round: int
     counted: int
     version: int
-    weights_hash: bytes
+    lineage: bytes
     steps: tuple[tuple[Step, ...], ...]
     learning_rate: float
     candidate: Step | None = None
@@ -123,7 +122,7 @@ class Trained:
         score: on the client's own later windows, of the weights it received.
         judged: a judge's numbers, where a candidate came with the task.
         payload: the update, coded by the uplink codec; empty where nothing was trained.
-        signature: over federation, round, weights hash, client and everything above.
+        signature: over federation, client, lineage and everything above.
     """
 
     round: int
@@ -135,7 +134,7 @@ class Trained:
     signature: bytes
 
     def signed_part(self) -> bytes:
-        """What the signature covers, beside federation, weights hash and client."""
+        """What the signature covers, beside federation, client and lineage."""
         return _trained_body(self)
 
 
@@ -158,7 +157,7 @@ def encode_task(task: Welcome | Train | Offer) -> bytes:
         return bytes([Kind.WELCOME]) + _blob(task.challenge) + _blob(plan) + _blob(task.snapshot)
     if isinstance(task, Offer):
         return bytes([Kind.RELEASE]) + _blob(task.bundle)
-    head = _varint(task.round) + _varint(task.counted) + _varint(task.version) + task.weights_hash
+    head = _varint(task.round) + _varint(task.counted) + _varint(task.version) + task.lineage
     steps = b"".join(_varint(len(group)) + b"".join(_step(s) for s in group) for group in task.steps)
     tail = struct.pack("<f", task.learning_rate) + (_step(task.candidate) if task.candidate else b"\0")
     return bytes([Kind.TRAIN]) + head + _varint(len(task.steps)) + steps + tail

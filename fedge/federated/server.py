@@ -9,8 +9,9 @@ Nothing here knows Flower: ``Clients`` is whoever can carry a frame to a client 
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 
 from fedge.codec import Codec
@@ -18,9 +19,10 @@ from fedge.config import Config
 from fedge.errors import FedgeError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client import HELLO, UPDATE, signed_parts
-from fedge.federated.coding import Weights, build_codec, limits
-from fedge.federated.frames import Hello, Offer, Scores, Trained, Verdict, Welcome
+from fedge.federated.coding import Weights, build_codec, limits, snapshot_step
+from fedge.federated.frames import Hello, Offer, Scores, Step, Train, Trained, Verdict, Welcome
 from fedge.federated.journal import Journal
+from fedge.federated.lineage import begin
 from fedge.federated.prepare import Prepared
 from fedge.federated.publish import Published, Publisher, publish_release
 from fedge.federated.redistill import make_candidate
@@ -38,7 +40,7 @@ from fedge.federated.strategy import (
 from fedge.observe import Observer
 from fedge.signing import verify
 from fedge.tasks import Task
-from fedge.update import Update, weights_hash
+from fedge.update import Update
 
 MOST_WINDOWS = 1_000_000
 """Largest weight of one update: a client that claims more windows is refused."""
@@ -167,7 +169,7 @@ def _welcome(
         except FedgeError as error:
             _refused(federation, client, number, error)
         else:
-            records[client] = ClientRecord(version=0 if state.round == 0 else None)
+            records[client] = ClientRecord(version=0, lineage=begin(prepared.snapshot))
     return replace(state, clients=records), traffic
 
 
@@ -189,7 +191,7 @@ class Outcome:
     Attributes:
         asked: who got a task.
         total: the sum of the updates that count.
-        told: clients that took the global weights and gave a sound answer.
+        told: clients that took the global weights and gave a sound answer, and the name of what they hold.
         counted: clients whose update is in ``total``.
         lost: clients that said they cannot follow.
         losses: mean training loss, by client.
@@ -199,7 +201,7 @@ class Outcome:
 
     asked: list[str]
     total: Update | None = None
-    told: set[str] = field(default_factory=set)
+    told: dict[str, bytes] = field(default_factory=dict)
     counted: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     losses: dict[str, float] = field(default_factory=dict)
@@ -214,7 +216,7 @@ class Outcome:
             "round": number,
             "participants": len(self.asked),
             "counted": sorted(self.counted),
-            "refused": sorted(set(self.asked) - self.told),
+            "refused": sorted(set(self.asked) - self.told.keys()),
             "loss": sum(self.losses.values()) / len(self.losses) if self.losses else None,
             "down": traffic.down,
             "up": traffic.up,
@@ -231,17 +233,16 @@ def _collect(
     state: FederationState, federation: Federation, participants: list[str], number: int, traffic: Traffic
 ) -> Outcome:
     """Ask everyone, and add up what is sound as it comes in. What is not is refused and goes no further."""
-    config, support = federation.config, federation.prepared.support
+    config = federation.config
     judges = choose_judges(config, number, participants) if state.candidate else set()
     rate = learning_rate(config, number)
-    tasks = {
-        c: frames.encode_task(task_for(c, number, state, support, rate, c in judges)) for c in participants
-    }
-    base, outcome = weights_hash(state.weights), Outcome(participants)
+    snapshot, outcome = _snapshot(state, federation), Outcome(participants)
+    welcome = _welcomed(state, participants)
+    tasks = {c: task_for(c, number, state, snapshot, rate, c in judges) for c in welcome}
     uplink = build_codec(federation.prepared.plan.uplink)
-    for client, answer in _ask(federation, tasks, traffic):
+    for client, answer in _ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
         try:
-            trained = _check_trained(client, answer, number, base, federation)
+            trained = _check_trained(client, answer, tasks[client], federation)
             update = _update(trained, state, federation, uplink)
             if update is not None:
                 outcome.total = update if outcome.total is None else outcome.total + update
@@ -252,23 +253,32 @@ def _collect(
                 outcome.lost.add(client)
             _refused(federation, client, number, error)
             continue
-        outcome.told.add(client)
+        outcome.told[client] = tasks[client].lineage
         outcome.own_scores[client] = trained.score
         if trained.judged is not None and client in judges:
             outcome.scores[client] = trained.judged
     return outcome
 
 
-def _check_trained(
-    client: str, answer: bytes | FedgeError, number: int, base: bytes, federation: Federation
-) -> Trained:
-    """The answer is one to this round's task, on this base, by this client, and says nothing impossible."""
+def _welcomed(state: FederationState, clients: Collection[str]) -> list[str]:
+    """Those that have plan and student."""
+    return [c for c in clients if state.clients[c].version is not None]
+
+
+def _snapshot(state: FederationState, federation: Federation) -> Callable[[], Step]:
+    """Makes the snapshot of the current weights when the first client needs it, once."""
+    bits, support = federation.config.quantize.snapshot_bits, federation.prepared.support
+    return cache(lambda: snapshot_step(state.weights, support, bits))
+
+
+def _check_trained(client: str, answer: bytes | FedgeError, task: Train, federation: Federation) -> Trained:
+    """The answer is one to this task, on its weights, by this client, and says nothing impossible."""
     if isinstance(answer, FedgeError):
         raise answer
     trained = frames.decode_reply(answer)
-    if not isinstance(trained, Trained) or trained.round != number:
-        raise UpdateError(f"answered something else than round {number}")
-    parts = signed_parts(federation.prepared.plan.federation, client, base, trained)
+    if not isinstance(trained, Trained) or trained.round != task.round:
+        raise UpdateError(f"answered something else than round {task.round}")
+    parts = signed_parts(federation.prepared.plan.federation, client, task.lineage, trained)
     verify(federation.enrolled[client], trained.signature, UPDATE, *parts)
     if trained.weight > MOST_WINDOWS:
         raise UpdateError(f"claims {trained.weight} windows; at most {MOST_WINDOWS} count")
@@ -291,18 +301,16 @@ def _update(trained: Trained, state: FederationState, federation: Federation, up
 
 def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:
     """After the last round: push the final global weights, without training."""
-    support = federation.prepared.support
-    known = [c for c, r in state.clients.items() if r.version is not None]
-    tasks = {
-        c: frames.encode_task(task_for(c, state.round + 1, state, support, 0.0, judge=False)) for c in known
-    }
-    base, done = weights_hash(state.weights), []
-    for client, answer in _ask(federation, tasks, traffic):
+    snapshot, number = _snapshot(state, federation), state.round + 1
+    welcome = _welcomed(state, state.clients)
+    tasks = {c: task_for(c, number, state, snapshot, 0.0, judge=False) for c in welcome}
+    done = {}
+    for client, answer in _ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
         try:
-            _check_trained(client, answer, state.round + 1, base, federation)
-            done.append(client)
+            _check_trained(client, answer, tasks[client], federation)
+            done[client] = tasks[client].lineage
         except FedgeError as error:
-            _refused(federation, client, state.round + 1, error)
+            _refused(federation, client, number, error)
     return delivered(state, done)
 
 
@@ -325,8 +333,7 @@ def _release(
         federation.task.metric,
         mean,
     )
-    known = [c for c, r in state.clients.items() if r.version is not None]
-    decisions = _offer(federation, published, known, number)
+    decisions = _offer(federation, published, _welcomed(state, state.clients), number)
     record["release"] = {
         "version": published.version,
         "path": published.path.relative_to(publisher.folder).as_posix(),

@@ -21,10 +21,12 @@ class ClientRecord:
 
     Attributes:
         version: of the global weights that it holds; ``None`` where that is not known.
+        lineage: the name of the weights that it holds (``lineage.py``).
         counted: the last round in which an update of it was counted; 0 for none.
     """
 
     version: int | None = None
+    lineage: bytes = b""
     counted: int = 0
 
 
@@ -74,7 +76,7 @@ class FederationState:
         meta: dict[str, Any] = {
             "round": self.round,
             "history": [[v, [blob(s) for s in steps]] for v, steps in self.history.items()],
-            "clients": {c: [r.version, r.counted] for c, r in self.clients.items()},
+            "clients": {c: [r.version, r.lineage.hex(), r.counted] for c, r in self.clients.items()},
             "candidate": None if (c := self.candidate) is None else [c.made, blob(c.step)],
             "released": self.released,
         }
@@ -109,7 +111,10 @@ class FederationState:
             weights=below("weights/"),
             residual=below("residual/"),
             history={v: tuple(step(s) for s in steps) for v, steps in meta["history"]},
-            clients={c: ClientRecord(v, counted) for c, (v, counted) in meta["clients"].items()},
+            clients={
+                c: ClientRecord(v, bytes.fromhex(name), counted)
+                for c, (v, name, counted) in meta["clients"].items()
+            },
             candidate=None if candidate is None else Candidate(candidate[0], step(candidate[1])),
             released=meta["released"],
         )

@@ -7,18 +7,20 @@ crash is the same round.
 
 import math
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedge.codec import Codec
 from fedge.config import Config
-from fedge.federated.coding import Support, apply_step, exact_step
+from fedge.errors import UpdateError
+from fedge.federated.coding import Support, apply_step
 from fedge.federated.frames import Scores, Step, StepKind, Train
+from fedge.federated.lineage import follow
 from fedge.federated.state import ClientRecord, FederationState
 from fedge.seeding import derive
-from fedge.update import Update, weights_hash
+from fedge.update import Update
 
 _ROUNDING = 1e-9
 
@@ -66,33 +68,46 @@ def learning_rate(config: Config, number: int) -> float:
 
 
 def task_for(
-    client: str, number: int, state: FederationState, support: Support, rate: float, judge: bool
+    client: str, number: int, state: FederationState, snapshot: Callable[[], Step], rate: float, judge: bool
 ) -> Train:
-    """The task of one client: from the version that it holds to the current one, and what to do then."""
-    record = state.clients.get(client, ClientRecord())
+    """The task of one client: from the version that it holds to the current one, and what to do then.
+
+    Args:
+        client: its id; it must have been welcomed.
+        number: the round.
+        state: the federation before the round.
+        snapshot: makes a snapshot of the current weights; only called for a client that missed more than one
+            version, so it may be slow the first time.
+        rate: learning rate; 0 for a client that shall only take the weights.
+        judge: whether it scores the candidate.
+    """
+    record = state.clients[client]
+    groups = _catch_up(record, state, snapshot)
     return Train(
         round=number,
         counted=record.counted,
         version=state.round,
-        weights_hash=weights_hash(state.weights),
-        steps=_catch_up(record.version, state, support),
+        lineage=follow(record.lineage, (step for group in groups for step in group)),
+        steps=groups,
         learning_rate=rate,
         candidate=state.candidate.step if judge and state.candidate else None,
     )
 
 
-def _catch_up(version: int | None, state: FederationState, support: Support) -> tuple[tuple[Step, ...], ...]:
-    """What was missed, or exact weights where that is smaller or where the version is not known."""
-    if version == state.round:
-        return ()
-    exact = ((exact_step(state.weights, support),),)
-    if version is None:
-        return exact if state.round else ()
-    missed = range(version + 1, state.round + 1)
+def _catch_up(
+    record: ClientRecord, state: FederationState, snapshot: Callable[[], Step]
+) -> tuple[tuple[Step, ...], ...]:
+    """What was missed, or a snapshot where that is smaller, or where it is not known any more."""
+    if record.version is None:
+        raise UpdateError("this client has not been welcomed")
+    missed = range(record.version + 1, state.round + 1)
     if any(v not in state.history for v in missed):
-        return exact
-    steps = tuple(state.history[v] for v in missed)
-    return steps if sum(map(_size, steps)) <= _size(exact[0]) else exact
+        return ((snapshot(),),)
+    groups = tuple(state.history[v] for v in missed)
+    if len(groups) <= 1:
+        return groups
+    fresh = snapshot()
+    return groups if sum(map(_size, groups)) <= len(fresh.payload) else ((fresh,),)
 
 
 def _size(steps: tuple[Step, ...]) -> int:
@@ -103,7 +118,7 @@ def close_round(
     config: Config,
     state: FederationState,
     total: Update | None,
-    told: Collection[str],
+    told: Mapping[str, bytes],
     counted: Collection[str],
     lost: Collection[str],
     judgement: Judgement | None,
@@ -116,7 +131,7 @@ def close_round(
         config: the run's settings.
         state: before the round.
         total: the sum of the updates that were counted; ``None`` if there were none.
-        told: clients that now hold ``state.weights``.
+        told: clients that now hold version ``state.round``, and the name of what they hold.
         counted: clients whose update is in ``total``.
         lost: clients that said they cannot follow; they will be welcomed again.
         judgement: what the judges said of ``state.candidate``, if it was on trial.
@@ -137,9 +152,9 @@ def close_round(
     for step in steps:
         weights = apply_step(step, weights, support, downlink)
     records = dict(state.clients)
-    for client in told:
+    for client, name in told.items():
         last = number if client in counted else records[client].counted
-        records[client] = ClientRecord(state.round, last)
+        records[client] = ClientRecord(state.round, name, last)
     for client in lost:
         records[client] = replace(records[client], version=None)
     return replace(
@@ -147,27 +162,36 @@ def close_round(
         round=number,
         weights=weights,
         residual=residual,
-        history=_recent({**state.history, number: tuple(steps)}, exact_step(weights, support)),
+        history=_recent({**state.history, number: tuple(steps)}, _snapshot_bytes(config, support)),
         clients=records,
         candidate=None if judgement is not None else state.candidate,
     )
 
 
-def _recent(history: Mapping[int, tuple[Step, ...]], exact: Step) -> dict[int, tuple[Step, ...]]:
-    """As many of the last versions as together are worth sending: no larger than exact weights."""
+def _snapshot_bytes(config: Config, support: Support) -> int:
+    """About how long a snapshot is: no more than its bits, uncoded."""
+    live = sum(int(alive.sum()) for alive in support.alive.values())
+    return live * config.quantize.snapshot_bits // 8
+
+
+def _recent(history: Mapping[int, tuple[Step, ...]], most: int) -> dict[int, tuple[Step, ...]]:
+    """As many of the last versions as are worth sending: together no longer than a snapshot. At least one."""
     kept: dict[int, tuple[Step, ...]] = {}
     size = 0
     for version in sorted(history, reverse=True):
         size += _size(history[version])
-        if kept and size > len(exact.payload):
+        if kept and size > most:
             break
         kept[version] = history[version]
     return dict(sorted(kept.items()))
 
 
-def delivered(state: FederationState, clients: Collection[str]) -> FederationState:
-    """The state once ``clients`` have confirmed the current weights."""
-    records = {c: replace(r, version=state.round) if c in clients else r for c, r in state.clients.items()}
+def delivered(state: FederationState, told: Mapping[str, bytes]) -> FederationState:
+    """The state once the clients of ``told`` have confirmed the current weights, under these names."""
+    records = {
+        c: replace(r, version=state.round, lineage=told[c]) if c in told else r
+        for c, r in state.clients.items()
+    }
     return replace(state, clients=records)
 
 

@@ -63,7 +63,7 @@ class World:
 
     def device(self, partition: int, store: StateStore) -> Device:
         """The device of participant number ``partition``."""
-        client = self.roles.participants[partition]
+        client, budgets = self.roles.participants[partition], self.config.fleet.uplink_bytes
         return Device(
             id=client,
             key=self.key(client),
@@ -72,6 +72,7 @@ class World:
             release_keys=(self.release_key().public,),
             release_margin=self.config.release.margin,
             seed=derive(self.config.seed, "device", client),
+            uplink_budget=budgets[partition % len(budgets)] if budgets else None,
         )
 
     def held_out(self) -> dict[str, Windows]:
