@@ -14,6 +14,10 @@ test: lint  ## everything that has to pass
 test-full: lint  ## the same, with the wide checks at their full width
 	FEDGE_FULL=1 $(PYTEST) --durations=20
 
+bench: setup  ## what the codecs and the traffic cost, measured here
+	$(BIN)/fedge bench codec
+	$(BIN)/fedge bench communication --seeds 1
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_report(commands)
     _add_data(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -118,6 +120,28 @@ def _add_data(commands: Any) -> None:
     split.set_defaults(run=_split)
 
 
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="measure on this machine", description="Measure on this machine."
+    )
+    kinds = bench.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    text = "bytes, error, distance from the entropy and speed of the codecs"
+    codec = kinds.add_parser("codec", help=text, description=text.capitalize() + ".")
+    codec.set_defaults(run=_bench_codec)
+    text = "score against bytes, beside Flower's FedAvg"
+    communication = kinds.add_parser("communication", help=text, description=text.capitalize() + ".")
+    communication.add_argument("--data", metavar="FILE.npz", help="your own data (default: that of watch)")
+    communication.add_argument("--task", metavar="NAME", help="what is learned (default: the scenario's)")
+    communication.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="runs to average (default: 5)"
+    )
+    communication.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
+    communication.add_argument("--out", type=Path, metavar="DIR", help="where to write the plot")
+    communication.set_defaults(run=_bench_communication)
+    for each in (codec, communication):
+        each.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+
+
 def _simulate(options: argparse.Namespace) -> None:
     from fedge.config import load_config
 
@@ -134,7 +158,8 @@ def _simulate(options: argparse.Namespace) -> None:
     if options.clients is not None and options.clients < 1:
         raise InputError(f"--clients {options.clients}: at least one client must take part")
     overrides = {key: value for key, value in keys.items() if value is not None}
-    config = load_config(scenario, overrides, options.set, options.task)
+    name = re.sub(r"[^\w.-]", "_", Path(options.data).stem)[:60] if own_data else "custom"
+    config = load_config(scenario, overrides, options.set, options.task, name)
 
     from fedge.simulation.run import run
 
@@ -155,3 +180,29 @@ def _split(options: argparse.Namespace) -> None:
 
     for client, path, windows in split_to_files(options.data, options.out):
         print(f"{client}: {windows} windows in {path}")  # noqa: T201
+
+
+def _bench_codec(options: argparse.Namespace) -> None:
+    from fedge.bench import codec
+
+    _print_bench(codec.run(), codec.lines, as_json=options.json)
+
+
+def _bench_communication(options: argparse.Namespace) -> None:
+    if options.seeds < 1:
+        raise InputError(f"--seeds {options.seeds}: give at least one")
+    from fedge.bench import communication
+
+    result = communication.run(options.data, options.task, options.seeds, options.rounds, options.out)
+    _print_bench(result, communication.lines, as_json=options.json)
+
+
+def _print_bench(
+    result: Mapping[str, Any], lines: Callable[[Mapping[str, Any]], list[str]], *, as_json: bool
+) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(result))  # noqa: T201
+    else:
+        print("\n".join(lines(result)))  # noqa: T201

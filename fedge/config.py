@@ -133,7 +133,7 @@ class Redistill:
     learning_rate: float = _setting(1e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
     interpolation: float = _setting(0.3, "0 keeps the aggregate, 1 takes the re-distilled student", 0, 1)
     bits: int = _setting(3, "bits per weight of the change as it travels", 2, 8)
-    judges: int = _setting(4, "sampled clients that score the candidate", 1, 1000)
+    judges: int = _setting(4, "sampled clients that score the candidate", 2, 1000)
     margin: float = _setting(
         0.0, "how much higher a candidate's score must be, beside a clearly lower loss", -1, 1
     )

@@ -14,6 +14,7 @@ Every event becomes one line of ``metrics.jsonl``. The terminal shows the kinds 
     round           round, rounds, seconds, uplink, downlink, score_clients, score_unseen
     redistillation  round, accepted, reason
     release         version, bytes, taken, refused
+    refused         client, round, reason
     note, warning   text
 
 and leaves the others to the file. Bytes are means per client, scores are fractions, times are seconds.
@@ -391,7 +392,13 @@ def _release_line(fields: Fields) -> str:
     return "  ".join(parts + [f"{key} by {count:g}" for key, count in counts.items() if count is not None])
 
 
+def _refused_line(fields: Fields) -> str:
+    where = f"client {_clean(fields.get('client'))}, round {_number(fields, 'round') or 0:g}"
+    return f"refused: {where}: {_clean(fields.get('reason'))[:200]}"
+
+
 _SHOWN: dict[str, Callable[[Fields], str]] = {
+    "refused": _refused_line,
     "redistillation": _redistillation_line,
     "release": _release_line,
     "note": lambda fields: _clean(fields.get("text")),

@@ -9,6 +9,7 @@ import pytest
 
 from fedge.config import Config, Link, load_config, scenarios
 from fedge.errors import ConfigError
+from fedge.federated.client import SMALLEST_BUDGET
 from fedge.federated.coding import build_codec
 from fedge.federated.plan import Coding
 from fedge.plugins import load
@@ -28,6 +29,7 @@ def _settings(kind: type = Config, where: str = "") -> Iterator[Setting]:
 
 SETTINGS = list(_settings())
 NUMBERS = [(k, s) for k, s in SETTINGS if type(s.default) in (int, float)]
+LISTS = [(k, s) for k, s in SETTINGS if type(s.default) is tuple and s.metadata["low"] is not None]
 WORDS = [(k, s) for k, s in SETTINGS if s.metadata["among"]]
 # What else must be set, so that a value at the end of its range is possible.
 WITH: dict[str, dict[str, Any]] = {
@@ -58,6 +60,7 @@ def test_there_are_settings() -> None:
     assert len(SETTINGS) > 45
     assert len(NUMBERS) > 35
     assert len(WORDS) >= 3
+    assert [k for k, _ in LISTS] == ["fleet.uplink_bytes"]
 
 
 @_named(SETTINGS)
@@ -79,6 +82,32 @@ def test_every_number_has_a_range_and_nothing_beyond_it_passes(key: str, spec: "
             load_config(None, {key: value})
         assert str(caught.value).startswith(f"{key}: ")
         assert spec.metadata["doc"] in str(caught.value)
+
+
+@_named(LISTS)
+def test_every_number_of_a_list_is_within_the_range(key: str, spec: "Field[Any]") -> None:
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    for given, kept in (
+        ([], ()),
+        ([low], (low,)),
+        ([high, low, high], (high, low, high)),  # in the order given, and as often
+        ((low, high), (low, high)),
+        (low, (low,)),  # one number is a list of one
+    ):
+        found = _got(load_config(None, {key: given}), key)
+        assert found == kept
+        assert type(found) is tuple
+    for beyond in (low - 1, high + 1, -low):
+        for value in (beyond, [beyond], [low, beyond], [beyond, high]):
+            with pytest.raises(ConfigError, match="is not within") as caught:
+                load_config(None, {key: value})
+            assert str(caught.value).startswith(f"{key}: {beyond} ")
+            assert spec.metadata["doc"] in str(caught.value)
+
+
+def test_no_simulated_device_has_a_budget_that_an_answer_may_not_fit_into() -> None:
+    (spec,) = (s for k, s in LISTS if k == "fleet.uplink_bytes")
+    assert spec.metadata["low"] == SMALLEST_BUDGET
 
 
 @_named([(k, s) for k, s in NUMBERS if type(s.default) is float])
@@ -103,11 +132,13 @@ WRONG = {
     str: [1, True, ["a"], None],
     tuple: [1, True, {"a": 1}, [1.5], [["a"]], [True], None],
 }
+WRONG_NUMBERS = ["200", 200.0, True, {"a": 200}, [200.0], ["200"], [[200]], [True], [200, None], None]
 
 
 @_named(SETTINGS)
 def test_no_value_of_another_type_passes(key: str, spec: "Field[Any]") -> None:
-    for value in WRONG[type(spec.default)]:
+    numbers = (key, spec) in LISTS
+    for value in WRONG_NUMBERS if numbers else WRONG[type(spec.default)]:
         with pytest.raises(ConfigError, match="expected") as caught:
             load_config(None, {key: value})
         assert str(caught.value).startswith(f"{key}: ")
@@ -131,6 +162,8 @@ def test_a_slip_in_a_key_is_answered_with_the_nearest_one(key: str) -> None:
         ("scenario=other", "unknown key 'scenario'"),
         ("uplink.settings.share=0.1", "unknown key 'uplink.settings'"),
         ("uplink=ternary", "uplink: expected a table"),
+        ("fleet.uplink_bytes=200,300", "fleet.uplink_bytes: expected a whole number"),
+        ("fleet.uplink_bytes=[200, 20]", "fleet.uplink_bytes: 20 is not within"),
         ("rounds.rounds=5\nseed=7", "rounds.rounds: expected a whole number"),
     ],
 )
@@ -152,6 +185,9 @@ def test_assignments_that_make_no_sense_say_why(assignment: str, said: str) -> N
         ("data.server_clients=p01-*", "data.server_clients", ("p01-*",)),
         ("data.server_clients=['a', 2]", "data.server_clients", ("a", "2")),
         ("uplink.share=0.5", "uplink.settings", {"share": 0.5}),
+        ("fleet.uplink_bytes=200", "fleet.uplink_bytes", (200,)),
+        ("fleet.uplink_bytes=[200, 4_000]", "fleet.uplink_bytes", (200, 4000)),
+        ("fleet.uplink_bytes=[]", "fleet.uplink_bytes", ()),
     ],
 )
 def test_an_assignment_is_read_as_toml_or_else_as_text(assignment: str, key: str, value: Any) -> None:
@@ -270,10 +306,13 @@ CHANGED = [
     ["data.server_clients=['a', 'b']", "data.unseen_clients=p*", "data.source=x y.npz"],
     ["uplink.codec=raw"],
     ["uplink.share=0.25", "downlink.share=0.5", "redistill.mode=none"],
+    ["fleet.uplink_bytes=[400, 200]", "quantize.snapshot_bits=8"],
 ]
 
 
-@pytest.mark.parametrize("assignments", CHANGED, ids=["defaults", "numbers", "lists", "other codec", "links"])
+@pytest.mark.parametrize(
+    "assignments", CHANGED, ids=["defaults", "numbers", "lists", "other codec", "links", "budgets"]
+)
 @pytest.mark.parametrize("scenario", [None, "watch"])
 def test_settings_travel_through_flower_unchanged(scenario: str | None, assignments: list[str]) -> None:
     config = load_config(scenario, {}, assignments, name="fleet")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedge.data._names import natural_sorted
 from fedge.data.folder import is_table, load_folder, load_table
 from fedge.data.npz import read_npz
 from fedge.data.types import Dataset
@@ -14,7 +15,8 @@ def load(source: str | Path, *, window: int = 128, step: int = 64) -> Dataset:
     """Everyone's windows, from wherever ``source`` says.
 
     Args:
-        source: ``"watch"``, an ``.npz`` file, or a folder with one CSV or Parquet file per client.
+        source: ``"watch"``, an ``.npz`` file, or a folder with one file per client: CSV, Parquet, or the
+            ``.npz`` files that ``fedge data split`` writes.
         window: samples in a window; for a folder only.
         step: samples from one window to the next; for a folder only.
 
@@ -26,10 +28,32 @@ def load(source: str | Path, *, window: int = 128, step: int = 64) -> Dataset:
         return load_watch()
     path = Path(source)
     if path.is_dir():
-        return load_folder(path, window, step)
+        files = sorted(path.glob("*.npz"))
+        return load_client_files(files) if files else load_folder(path, window, step)
     if is_table(path):
         raise DataError(f"{path}: is one client's file; give the folder that holds one for each client")
     return read_npz(path)
+
+
+def load_client_files(files: Sequence[Path]) -> Dataset:
+    """One data set from one ``.npz`` file per client, as ``fedge data split`` writes them.
+
+    Raises:
+        DataError: a file cannot be used, holds several clients, or does not fit the others.
+    """
+    parts = [load_client(file) for file in files]
+    first, clients = parts[0], {}
+    for file, part in zip(files, parts, strict=True):
+        if (part.classes, part.channels, part.window) != (first.classes, first.channels, first.window):
+            raise DataError(f"{file}: other classes, channels or window than {files[0].name}")
+        for client, windows in part.clients.items():
+            if client in clients:
+                raise DataError(f"{file}: client {client!r} is in another file too")
+            clients[client] = windows
+    if len(clients) < 3:
+        raise DataError(f"{files[0].parent}: holds {len(clients)} client file(s); 3 or more are needed")
+    return Dataset(files[0].parent.resolve().name, {c: clients[c] for c in natural_sorted(list(clients))},
+                   first.classes, first.channels)  # fmt: skip
 
 
 def load_client(

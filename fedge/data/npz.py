@@ -175,6 +175,12 @@ def _class_names(
     found = np.unique(y)
     if len(found) < min_classes:
         raise DataError(f"{path}: every window has the class {names[found[0]]!r}; two or more are needed")
+    if given is None and min_classes > 1 and len(found) < len(names):
+        never = next(i for i in range(len(names)) if i not in found)
+        raise DataError(
+            f"{path}: 'y' goes up to {last}, but no window has the class {never}; number the classes without "
+            "gaps, or name all of them in 'classes'"
+        )
     return names
 
 

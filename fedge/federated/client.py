@@ -85,13 +85,21 @@ def client_round(frame: bytes, device: Device) -> bytes:
     task = frames.decode_task(frame)
     if isinstance(task, Welcome):
         return frames.encode_reply(_welcome(task, device))
-    state = ClientState.load(device.store)
+    state = _held(device.store)
     digest = hashlib.blake2b(frame, digest_size=16).digest()
     if isinstance(task, Offer):
         return _consider(task, digest, state, device)
     if state.pending is not None and state.pending.task == digest:
         return state.pending.reply
     return _train(task, digest, state, device)
+
+
+def _held(store: StateStore) -> ClientState:
+    """The client's state; where its disk was damaged it holds none that could follow, like a new client."""
+    try:
+        return ClientState.load(store)
+    except PayloadError as error:
+        raise UpdateError(f"{error}; this client must be welcomed again") from None
 
 
 def _welcome(task: Welcome, device: Device) -> Hello:
@@ -126,8 +134,8 @@ def _check_fit(data: ClientData, plan: Plan) -> None:
 
 
 def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> bytes:
-    """The round itself."""
-    state = _follow(task, _settle(task, state))
+    """The round itself. Without training the last update stays pending: its round may be run again."""
+    state = _follow(task, _settle(task, state) if task.learning_rate > 0 else state)
     plan, learned = state.plan, plugins.load("task", state.plan.task).TASK
     later = _score(plan, learned, state.weights, device.data.later)
     judged = _judge(task, state, learned, device.data.judge)
@@ -142,7 +150,7 @@ def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> by
         reply = replace(reply, weight=len(data[1]), loss=loss, payload=payload)
     parts = signed_parts(plan.federation, device.id, task.lineage, reply)
     answer = frames.encode_reply(replace(reply, signature=device.key.sign(UPDATE, *parts)))
-    pending = Pending(task.round, digest, answer, residual) if reply.weight else None
+    pending = Pending(task.round, digest, answer, residual) if task.learning_rate > 0 else state.pending
     replace(state, pending=pending).save(device.store)
     return answer
 

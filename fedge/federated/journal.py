@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from fedge.errors import PayloadError, SetupError
+from fedge.errors import SetupError
 
 SCHEMA = 1
 
@@ -67,8 +67,8 @@ class Journal:
 
     def meta(self, key: str) -> Any:
         """A value that was set once, or ``None``."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
+        return self._json(rows[0][0]) if rows else None
 
     def set_meta(self, key: str, value: Any) -> None:
         """Set a value (what JSON can hold)."""
@@ -76,8 +76,8 @@ class Journal:
 
     def stage(self, name: str) -> bytes | None:
         """What a stage before the rounds left, or ``None`` if it was not completed."""
-        row = self._db.execute("SELECT content FROM stages WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+        rows = self._read("SELECT content FROM stages WHERE name = ?", name)
+        return bytes(rows[0][0]) if rows else None
 
     def set_stage(self, name: str, content: bytes) -> None:
         """A stage is complete."""
@@ -92,19 +92,35 @@ class Journal:
 
     def state(self) -> bytes | None:
         """The state after the last completed round."""
-        row = self._db.execute("SELECT content FROM state").fetchone()
-        return None if row is None else bytes(row[0])
+        rows = self._read("SELECT content FROM state")
+        return bytes(rows[0][0]) if rows else None
 
     def rounds(self) -> list[dict[str, Any]]:
         """Records of the completed rounds, in order.
 
         Raises:
-            PayloadError: they are not the rounds 1, 2, 3, ...
+            SetupError: they are not the rounds 1, 2, 3, ..., or damaged.
         """
-        rows = self._db.execute("SELECT number, record FROM rounds ORDER BY number").fetchall()
+        rows = self._read("SELECT number, record FROM rounds ORDER BY number")
         if [n for n, _ in rows] != list(range(1, len(rows) + 1)):
-            raise PayloadError(f"{self._path}: rounds are missing from the journal")
-        return [json.loads(record) for _, record in rows]
+            raise SetupError(f"{self._path} is damaged: rounds are missing; start the run anew")
+        return [self._json(record) for _, record in rows]
+
+    def damaged(self, error: Exception) -> SetupError:
+        """What to raise when something that was read from here makes no sense."""
+        return SetupError(f"{self._path} is damaged: {error}; start the run anew")
+
+    def _read(self, sql: str, *values: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self.damaged(error) from None
+
+    def _json(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise self.damaged(error) from None
 
     def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         try:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fedge.codec import Codec
 from fedge.config import Config
-from fedge.errors import FedgeError, RefusedError, UpdateError
+from fedge.errors import FedgeError, PayloadError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client import HELLO, UPDATE, signed_parts
 from fedge.federated.coding import Weights, build_codec, limits, snapshot_step
@@ -104,7 +104,10 @@ class Federation:
 def run_rounds(federation: Federation) -> FederationState:
     """All rounds that the journal does not hold yet; returns the state after the last."""
     saved = federation.journal.state()
-    state = _fresh_state(federation) if saved is None else FederationState.from_bytes(saved)
+    try:
+        state = _fresh_state(federation) if saved is None else FederationState.from_bytes(saved)
+    except PayloadError as error:
+        raise federation.journal.damaged(error) from None
     total = federation.config.rounds.rounds
     with federation.observer.stage("rounds") as stage:
         while state.round < total:

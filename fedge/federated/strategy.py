@@ -205,8 +205,8 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
     moves in large steps.
     """
     scores = dict(sorted(scores.items()))  # the order of arrival would show in the last bit
-    if not scores:
-        return Judgement(False, "no judge answered", None, None)
+    if len(scores) < 2:
+        return Judgement(False, f"{len(scores)} judge(s) answered; two are needed", None, None)
     windows = sum(s.windows for s in scores.values())
     held = statistics.fmean(s.score_held for s in scores.values())
     candidate = statistics.fmean(s.score_candidate for s in scores.values())
@@ -222,6 +222,4 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
 def _mean_gain(gains: list[float]) -> tuple[float, float]:
     """By how much the candidate's loss is lower, and the standard error of that mean over judges."""
     mean = statistics.fmean(gains)
-    if len(gains) < 2:
-        return mean, abs(mean)  # one judge alone proves nothing
     return mean, statistics.stdev(gains) / math.sqrt(len(gains))

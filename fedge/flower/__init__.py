@@ -1,4 +1,7 @@
-"""Between Flower's messages and fedge's frames, and compression for any Flower app. Public Flower API only."""
+"""Between Flower's messages and fedge's frames, and compression for any Flower app.
+
+Flower's public API only. ``Compressed`` and ``compression_mod`` are imported when they are first used.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -8,14 +8,15 @@ Integers are little-endian; a blob is its length in 4 bytes and its content.
     up      1 flags: 1 carries an update    8 ticket    if it does: blobs payload, exact arrays, deflated
 
 A *ticket* is eight random bytes that only the message and its answer carry: an answer belongs to one message
-and one node. ``counted`` is the ticket of the node's last update that became part of the weights.
+and one node. ``counted`` is the ticket of the node's last update that became part of the weights;
+zeros where the server knows of none: such a node starts with a residual of zero.
 """
 
 import struct
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedge.errors import PayloadError
 
@@ -138,6 +139,11 @@ def find_frame(content: RecordDict) -> tuple[str, bytes] | None:
 def as_record(frame: bytes) -> ConfigRecord:
     """A frame as a record of a message."""
     return ConfigRecord({KEY: frame})
+
+
+def replaced(content: RecordDict, key: str, record: ArrayRecord | ConfigRecord) -> RecordDict:
+    """A copy of ``content`` in the same order, with the record at ``key`` replaced (or added)."""
+    return RecordDict({**content, key: record})
 
 
 def _blob(content: bytes) -> bytes:

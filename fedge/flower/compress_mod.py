@@ -14,12 +14,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from fedge.errors import FedgeError, PayloadError, UpdateError
-from fedge.flower.compress_frames import Base, Change, Down, Up, as_record, decode_down, encode_up, find_frame
+from fedge.flower.compress_frames import (
+    NO_TICKET,
+    Base,
+    Change,
+    Down,
+    Up,
+    as_record,
+    decode_down,
+    encode_up,
+    find_frame,
+    replaced,
+)
 from fedge.flower.compress_scheme import Coded, Named, Scheme, encode, inflate, parse_scheme
 from fedge.flower.compress_versions import apply_step, read_base
 from fedge.flower.messages import error_reply
@@ -87,20 +98,20 @@ def _round(
     exact = inflate(down.exact, scheme.exact_bytes)
     given = scheme.join(memory.held, exact)
     _remember(context, memory)
-    message.content = _with(message.content, key, ArrayRecord({n: Array(a) for n, a in given.items()}))
+    message.content = replaced(message.content, key, ArrayRecord({n: Array(a) for n, a in given.items()}))
     reply = call_next(message, context)
     if not reply.has_content():
         return reply
     records = list(reply.content.array_records.items())
     if message.metadata.message_type.partition(".")[0] != "train" or not records:
-        reply.content = _with(reply.content, _ANSWER, as_record(encode_up(Up(down.ticket, None))))
+        reply.content = replaced(reply.content, _ANSWER, as_record(encode_up(Up(down.ticket, None))))
         return reply
     if len(records) > 1:
         raise PayloadError(f"the app answered with {len(records)} ArrayRecords; one can be compressed")
     name, record = records[0]
     memory, change = _code(memory, scheme, given, {n: a.numpy() for n, a in record.items()})
     _remember(context, replace(memory, ticket=down.ticket))
-    reply.content = _with(reply.content, name, as_record(encode_up(Up(down.ticket, change))))
+    reply.content = replaced(reply.content, name, as_record(encode_up(Up(down.ticket, change))))
     return reply
 
 
@@ -113,7 +124,7 @@ def _follow(down: Down, memory: Memory | None, max_values: int) -> tuple[Memory,
     """
     start = down.version - len(down.steps)
     if down.base is not None:
-        memory = _anew(down.base, start, max_values)
+        memory = _from_base(down.base, start, memory if down.counted != NO_TICKET else None, max_values)
     if memory is None:
         raise UpdateError("this node holds no weights yet: it needs all of them")
     scheme, held, at = parse_scheme(memory.scheme, max_values), memory.held, memory.version
@@ -128,10 +139,13 @@ def _follow(down: Down, memory: Memory | None, max_values: int) -> tuple[Memory,
     return Memory(memory.scheme, down.version, held, residual, b"", {}), scheme
 
 
-def _anew(base: Base, version: int, max_values: int) -> Memory:
+def _from_base(base: Base, version: int, before: Memory | None, max_values: int) -> Memory:
+    """The base instead of the weights held; the residual stays if the server knows of updates from here."""
     scheme = parse_scheme(base.scheme, max_values)
-    residual = scheme.uplink.build().init(scheme.shapes)
-    return Memory(base.scheme, version, read_base(base, scheme), residual, b"", {})
+    held = read_base(base, scheme)
+    if before is not None and before.scheme == base.scheme:
+        return replace(before, version=version, held=held)
+    return Memory(base.scheme, version, held, scheme.uplink.build().init(scheme.shapes), b"", {})
 
 
 def _code(memory: Memory, scheme: Scheme, given: Named, trained: Named) -> tuple[Memory, Change]:
@@ -142,13 +156,6 @@ def _code(memory: Memory, scheme: Scheme, given: Named, trained: Named) -> tuple
         change = {name: after[name] - before[name] for name in after}
     state, payload = encode(scheme.uplink.build(), memory.residual, change)
     return replace(memory, after=state), Change(payload, zlib.compress(exact, 9))
-
-
-def _with(content: RecordDict, key: str, record: ArrayRecord | ConfigRecord) -> RecordDict:
-    """The same records in the same order, the one at ``key`` replaced (or added)."""
-    changed = RecordDict(dict(content.items()))
-    changed[key] = record
-    return changed
 
 
 def _remember(context: Context, memory: Memory) -> None:

@@ -17,6 +17,9 @@ from fedge.flower.compress_scheme import LARGEST, Coded, Coding, Scheme, decode,
 QUANTIZED, FLOAT32 = Coding("quantized", {"error_feedback": False}), Coding("raw")
 """Codecs of a base."""
 
+_RAW_OVERHEAD = 5
+"""Bytes of a float32 base beside its values."""
+
 
 @dataclass(frozen=True, eq=False)
 class History:
@@ -57,7 +60,7 @@ def advance(history: History, weights: Coded) -> History:
         change = {name: weights[name] - history.held[name] for name in weights}
     state, step = encode(codec, history.state, change)
     held, steps = apply_step(history.held, step, scheme), (*history.steps, step)
-    room, base = 4 * scheme.values, history.base
+    room, base = 4 * scheme.values + _RAW_OVERHEAD, history.base
     if base is not None and len(base.payload) + sum(map(len, steps)) > room:
         base = None
     while sum(map(len, steps)) > room:

@@ -43,15 +43,17 @@ def lead(report: Record) -> str:
     before, after = number(report, "score", "clients_initial"), number(report, "score", "clients")
     told = []
     if before is not None and after is not None:
-        verb = "rose" if after > before else "fell" if after < before else "stayed"
-        told.append(
-            f"In {_rounds(report)} the {metric(report)} on the clients' own later data {verb} from"
-            f" {score(before)} to {score(after)}."
-        )
+        verb = "rose" if after > before else "fell"
+        moved = f"{verb} from {score(before)} to" if score(after) != score(before) else "stayed at"
+        name = metric(report)
+        told.append(f"In {_rounds(report)} the {name} on the clients' own later data {moved} {score(after)}.")
     if (total := total_bytes(report)) is not None:
         times = savings(report)
         than = f", {ratio(times)} less than federated averaging in fp32" if times and times > 1 else ""
-        told.append(f"Each client exchanged {size(total)} in all{than}.")
+        beside = amount(report, "release", "bytes_per_client")
+        told.append(f"To learn, each client exchanged {size(total)}{than}.")
+        if beside:
+            told.append(f"Releases took another {size(beside)}.")
     if (small := amount(report, "student", "bytes_int8_onnx")) is not None:
         times = times_smaller(report)
         than = f", {ratio(times)} smaller than the teacher" if times and times > 1 else ""

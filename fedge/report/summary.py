@@ -46,7 +46,9 @@ def _bytes(report: Record) -> str:
         return ""
     shares = [amount(report, "bytes", key) for key in ("initial_download", "uplink", "downlink")]
     words = "{} per client: {} at the start, {} up, {} down".format(size(total), *map(size, shares))
-    return words if times is None else f"{words}; {ratio(times)} less than fp32 averaging"
+    words = words if times is None else f"{words}; {ratio(times)} less than fp32 averaging"
+    beside = amount(report, "release", "bytes_per_client")
+    return f"{words}; releases {size(beside)} beside it" if beside else words
 
 
 def _model(report: Record) -> str:

@@ -71,7 +71,7 @@ def _cumulative(report: Record, log: list[tuple[int, Record]]) -> Html | None:
     body = [[f"{at:g}", count(y), cell(plain.get(at))] for at, y in here]
     numbers = table("Bytes per client so far", ["round", "fedge", _PLAIN], body)
     times = savings(report)
-    finding = f"In all: {ratio(times)} less than {_PLAIN}" if times else "In all"
+    finding = f"So far: {ratio(times)} less than {_PLAIN}" if times else "So far"
     total = total_bytes(report)
     about = "everything so far" if total is None else f"{size(start)} at the start, {size(total)} at the end"
     return figure("total-chart", finding, about, line_chart(chart), numbers)

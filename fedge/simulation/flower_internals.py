@@ -4,6 +4,9 @@ A ``Message`` needs to know in which run and for which node this process works, 
 runtimes set that; and only they give a message its id. A runtime of our own has to do both.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from flwr.app import Message
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -18,6 +21,17 @@ def enter_run(run_id: int) -> Run:
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
     return Run.create_empty(run_id)
+
+
+@contextmanager
+def own_run(run_id: int) -> Iterator[None]:
+    """``enter_run`` for a while: afterwards this process belongs to the run that it belonged to before."""
+    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
+    enter_run(run_id)
+    try:
+        yield
+    finally:
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
 
 
 def give_id(message: Message, message_id: str) -> None:

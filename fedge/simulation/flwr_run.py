@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 from fedge.errors import ConfigError
 from fedge.federated.journal import Journal
 from fedge.observe import JsonlSink, Tee, Terminal
-from fedge.simulation.folder import fresh_folder
-from fedge.simulation.life import JOURNAL, bind, live
+from fedge.simulation.folder import JOURNAL, fresh_folder
+from fedge.simulation.life import bind, live
+from fedge.simulation.torch_settings import repeatable
 from fedge.simulation.world import build_world, config_of
 
 
@@ -22,6 +23,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Flower was started with another number of nodes than the scenario has clients.
     """
+    repeatable()
     config = config_of(run_config)
     world = build_world(config)
     nodes, clients = len(list(grid.get_node_ids())), len(world.roles.participants)
@@ -33,4 +35,4 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     out = fresh_folder(Path(str(run_config["out"])) if "out" in run_config else None, config.scenario)
     with Journal(out / JOURNAL) as journal, JsonlSink(out / "metrics.jsonl") as sink:
         bind(journal, config, resume=False)
-        live(grid, world, out, journal, Tee(Terminal(), sink))
+        live(grid, world, out, journal, Tee(Terminal(), sink), engine="flower")

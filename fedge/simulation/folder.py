@@ -5,7 +5,7 @@ from pathlib import Path
 from fedge.errors import SetupError
 
 RUNS = Path("runs")
-_JOURNAL = "journal.sqlite"
+JOURNAL = "journal.sqlite"
 
 
 def fresh_folder(wanted: Path | None, scenario: str) -> Path:
@@ -37,7 +37,7 @@ def check_fresh(folder: Path | None) -> None:
     if not folder.is_dir():
         raise SetupError(f"--out {folder} is a file; name a folder")
     if any(folder.iterdir()):
-        hint = "add --resume to go on with it, or " if (folder / _JOURNAL).is_file() else ""
+        hint = "add --resume to go on with it, or " if (folder / JOURNAL).is_file() else ""
         raise SetupError(f"--out {folder} is not empty; {hint}name another folder")
 
 
@@ -48,14 +48,14 @@ def interrupted_folder(wanted: Path | None, scenario: str) -> Path:
         SetupError: there is none.
     """
     if wanted is not None:
-        if not (wanted / _JOURNAL).is_file():
+        if not (wanted / JOURNAL).is_file():
             raise SetupError(f"there is no run to resume in {wanted}")
         return wanted
-    folders = [p for p in RUNS.glob(f"{scenario}-*") if (p / _JOURNAL).is_file()]
+    folders = [p for p in RUNS.glob(f"{scenario}-*") if (p / JOURNAL).is_file()]
     open_ones = [p for p in folders if not (p / "report.json").is_file()]
     if not open_ones:
         raise SetupError(f"no interrupted run of {scenario!r} in {RUNS}/; name its folder with --out")
-    return max(open_ones, key=lambda p: (p / _JOURNAL).stat().st_mtime)
+    return max(open_ones, key=lambda p: (p / JOURNAL).stat().st_mtime)
 
 
 def _next(scenario: str) -> Path:

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedge.config import Config
-from fedge.errors import SetupError
+from fedge.errors import PayloadError, SetupError
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared, pack_prepared, prepare, unpack_prepared
 from fedge.federated.publish import Publisher
@@ -22,39 +22,46 @@ from fedge.federated.server import Federation, run_rounds
 from fedge.flower.client_app import make_client_app
 from fedge.flower.grid_clients import GridClients
 from fedge.observe import Observer, silent
+from fedge.simulation.flower_internals import own_run
+from fedge.simulation.folder import JOURNAL
 from fedge.simulation.local import LocalGrid
 from fedge.simulation.summary import Run, make_report, write_report
 from fedge.simulation.world import CONFIG, Scorer, World, device_of, to_run_config
 
-JOURNAL = "journal.sqlite"
 WITHOUT = "without-redistillation"
+_CONTROL_RUN = 1
 
 
-def simulate(config: Config, world: World, out: Path, observer: Observer, *, resume: bool) -> dict[str, Any]:
+def simulate(
+    config: Config, world: World, out: Path, journal: Journal, observer: Observer, *, resume: bool
+) -> dict[str, Any]:
     """The whole life with the local engine; returns the report, which is also in ``out``.
 
     Args:
         config: the run's settings.
         world: built from them.
         out: an existing folder: new, or with ``resume`` that of an interrupted run.
+        journal: of that folder.
         observer: is told what happens.
-        resume: go on with what the journal in ``out`` holds.
+        resume: go on with what the journal holds.
 
     Raises:
-        SetupError: the folder holds another run, or cannot be written.
+        SetupError: the folder holds another run or is damaged, or it cannot be written.
     """
-    with Journal(out / JOURNAL) as journal:
-        bind(journal, config, resume=resume)
-        result: list[dict[str, Any]] = []
-        app = ServerApp()
+    bind(journal, config, resume=resume)
+    states = out / "clients.sqlite"
+    if journal.state() is not None and not states.exists():
+        raise SetupError(f"{states} is gone, and with it what the clients hold; start the run anew")
+    result: list[dict[str, Any]] = []
+    app = ServerApp()
 
-        @app.main()
-        def main(grid: Grid, _context: Context) -> None:
-            result.append(live(grid, world, out, journal, observer))
+    @app.main()
+    def main(grid: Grid, _context: Context) -> None:
+        result.append(live(grid, world, out, journal, observer))
 
-        run_config: UserConfig = {CONFIG: to_run_config(config)}
-        with LocalGrid(client_app, len(world.roles.participants), run_config, out / "clients.sqlite") as grid:
-            app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
+    run_config: UserConfig = {CONFIG: to_run_config(config)}
+    with LocalGrid(client_app, len(world.roles.participants), run_config, states) as grid:
+        app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
     return result[0]
 
 
@@ -90,7 +97,9 @@ def _difference(saved: str, mine: str) -> str:
     return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
-def live(grid: Grid, world: World, out: Path, journal: Journal, observer: Observer) -> dict[str, Any]:
+def live(
+    grid: Grid, world: World, out: Path, journal: Journal, observer: Observer, engine: str = "local"
+) -> dict[str, Any]:
     """What the ServerApp does: everything, talking to clients through ``grid`` only."""
     prepared = _prepared(world, journal, observer)
     scorer = Scorer.of(world, prepared.plan)
@@ -117,7 +126,7 @@ def live(grid: Grid, world: World, out: Path, journal: Journal, observer: Observ
     state = run_rounds(federation)
     without = _without_redistillation(federation, out)
     with observer.stage("report") as stage:
-        run = Run(world, prepared, state, journal.rounds(), without, scorer, out)
+        run = Run(world, prepared, state, journal.rounds(), without, scorer, out, engine)
         report = make_report(run)
         write_report(report, out)
         stage.result = f"{out / 'report.html'}"
@@ -133,7 +142,10 @@ def _prepared(world: World, journal: Journal, observer: Observer) -> Prepared:
     """From the journal, or made now and put there."""
     windows, classes = world.server_windows(), len(world.dataset.classes)
     if (saved := journal.stage("prepared")) is not None:
-        return unpack_prepared(saved, world.config, world.task, windows, classes)
+        try:
+            return unpack_prepared(saved, world.config, world.task, windows, classes)
+        except (PayloadError, KeyError, ValueError, RuntimeError) as error:
+            raise journal.damaged(error) from None
     prepared = prepare(world.config, world.task, windows, classes, observer)
     journal.set_stage("prepared", pack_prepared(prepared))
     return prepared
@@ -164,6 +176,7 @@ def _control(folder: Path, federation: Federation, config: Config) -> Iterator[F
     run_config: UserConfig = {CONFIG: to_run_config(federation.config)}
     path = folder / "clients.sqlite"
     with (
+        own_run(_CONTROL_RUN),
         Journal(folder / JOURNAL) as journal,
         LocalGrid(client_app, len(federation.enrolled), run_config, path) as grid,
     ):

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedge.errors import SetupError
+from fedge.flower.client_app import ContextStore
 from fedge.simulation.flower_internals import enter_run, give_id
 
 _RUN = 1
@@ -40,11 +41,11 @@ class LocalGrid(Grid):
 
     def _context(self, partition: int, partitions: int, run_config: UserConfig) -> Context:
         content = self._states.load(partition)
-        state = RecordDict()
-        if content is not None:
-            state["fedge"] = ConfigRecord({"state": content})
         node_config: UserConfig = {"partition-id": partition, "num-partitions": partitions}
-        return Context(_RUN, partition + 2, node_config, state, run_config)
+        context = Context(_RUN, partition + 2, node_config, RecordDict(), run_config)
+        if content is not None:
+            ContextStore(context).save(content)
+        return context
 
     def set_run(self, run: Run) -> None:
         """There is only one run here."""
@@ -102,9 +103,7 @@ class LocalGrid(Grid):
             reply = self._app(message, context)
         except Exception:  # as on a SuperNode: whatever an app raises becomes an error reply
             reply = Message(Error(_RAISED, traceback.format_exc()), reply_to=message)
-        record = context.state.get("fedge")
-        content = record.get("state") if isinstance(record, ConfigRecord) else None
-        if isinstance(content, bytes):
+        if (content := ContextStore(context).load()) is not None:
             self._states.save(int(context.node_config["partition-id"]), content)
         return reply
 
@@ -134,7 +133,10 @@ class _States:
             raise SetupError(f"cannot open {path}: {error}") from None
 
     def load(self, client: int) -> bytes | None:
-        row = self._db.execute("SELECT content FROM states WHERE client = ?", (client,)).fetchone()
+        try:
+            row = self._db.execute("SELECT content FROM states WHERE client = ?", (client,)).fetchone()
+        except sqlite3.Error as error:
+            raise SetupError(f"{self._path} is damaged: {error}; start the run anew") from None
         return None if row is None else bytes(row[0])
 
     def save(self, client: int, content: bytes) -> None:

@@ -40,6 +40,7 @@ class Run:
         without: records of the same rounds without re-distillation; ``None`` where they are the same.
         scorer: scores weights on everyone's held-out windows.
         out: the run's folder.
+        engine: what ran the clients.
     """
 
     world: World
@@ -49,6 +50,7 @@ class Run:
     without: list[Record] | None
     scorer: Scorer
     out: Path
+    engine: str
 
 
 def make_report(run: Run) -> Record:
@@ -71,7 +73,7 @@ def make_report(run: Run) -> Record:
         "seed": config.seed,
         "clients": len(world.roles.participants),
         "rounds": len(run.rounds),
-        "engine": "local",
+        "engine": run.engine,
         "metric": world.task.metric,
         "teacher": {
             "parameters": run.prepared.teacher_parameters,
@@ -94,10 +96,7 @@ def make_report(run: Run) -> Record:
             "clients_int8": by_int8["clients"],
         },
         "bytes": _byte_means(traffic),
-        "plain_fp32": {
-            "per_round_each_way": 4 * spec.parameters(),
-            "total": 2 * 4 * spec.parameters() * len(run.rounds),
-        },
+        "plain_fp32": _plain_fp32(run),
         "rounds_log": [_round_row(r) for r in run.rounds],
         "clients_log": _client_rows(run, before["each"], after["each"], by_int8["each"], traffic),
         "latency_us": _latencies(run, int8, next(iter(held.values())).x[:1]),
@@ -131,8 +130,8 @@ def write_report(report: Record, out: Path) -> None:
     Raises:
         SetupError: they cannot be written.
     """
-    write_whole(out / "report.json", lambda path: _write_json(report, path))
     write_whole(out / "report.html", lambda path: write_html(report, path))
+    write_whole(out / "report.json", lambda path: _write_json(report, path))  # last: it marks a finished run
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -145,8 +144,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(beside)
         beside.replace(path)
-    except OSError as error:
-        raise SetupError(f"cannot write {path}: {error.strerror}") from None
+    except (OSError, SetupError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.__cause__ or error
+        raise SetupError(f"cannot write {path}: {why}; make room, then --resume") from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -171,6 +171,16 @@ def _byte_means(traffic: Mapping[str, tuple[int, int, int]]) -> Record:
     return {"initial_download": initial, "uplink": up, "downlink": down}
 
 
+def _plain_fp32(run: Run) -> Record:
+    """What federated averaging of the same student in fp32 would send, mean per client, to whoever took part.
+
+    The weights go down to, and come up from, each participant of each round; nothing else is counted.
+    """
+    each_way = 4 * run.prepared.plan.spec.parameters()
+    visits = sum(r["participants"] for r in run.rounds) / len(run.world.roles.participants)
+    return {"per_round_each_way": each_way, "total": 2 * each_way * visits}
+
+
 def _round_row(record: Record) -> Record:
     tried = record["redistillation"]
     return {
@@ -183,6 +193,7 @@ def _round_row(record: Record) -> Record:
         "redistilled": bool(tried and tried["accepted"]),
         "released_version": record["release"]["version"] if record["release"] else None,
         "participants": record["participants"],
+        "counted": len(record["counted"]),
         "loss": record["loss"],
     }
 

@@ -89,3 +89,13 @@ def test_bad_data_makes_no_folder(content, npz, tmp_path):
     with pytest.raises(DataError):
         split_to_files(npz(content), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_files_of_a_split_are_read_back_as_the_same_data(tmp_path: Path) -> None:
+    split_to_files("watch", tmp_path / "devices")
+    whole, again = load("watch"), load(tmp_path / "devices")
+    assert list(again.clients) == list(whole.clients)
+    assert (again.classes, again.channels) == (whole.classes, whole.channels)
+    for client, windows in whole.clients.items():
+        assert np.array_equal(again.clients[client].x, windows.x)
+        assert np.array_equal(again.clients[client].y, windows.y)

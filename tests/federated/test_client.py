@@ -12,25 +12,28 @@ import fedge.federated.client as client_module
 from federated.build import MemoryStore, same_weights, trained_of
 from fedge import plugins
 from fedge.errors import DataError, PayloadError, SignatureError, UpdateError
-from fedge.federated.client import HELLO, UPDATE, Device, client_round, signed_parts
+from fedge.federated.client import HELLO, SMALLEST_BUDGET, UPDATE, Device, client_round, signed_parts
 from fedge.federated.client_state import ClientState
-from fedge.federated.coding import apply_step, build_codec, encode_dense, exact_step, limits
+from fedge.federated.coding import apply_step, build_codec, encode_dense, limits, snapshot_step
 from fedge.federated.frames import (
     Hello,
+    Scores,
     Step,
     StepKind,
     Train,
     Trained,
     Welcome,
     decode_reply,
+    encode_reply,
     encode_task,
 )
+from fedge.federated.lineage import begin, follow
+from fedge.federated.plan import Coding
 from fedge.federated.prepare import Prepared
 from fedge.federated.training import fine_tune
 from fedge.seeding import derive
 from fedge.signing import SigningKey, verify
 from fedge.simulation.world import World
-from fedge.update import weights_hash
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def _welcome(prepared: Prepared, challenge: bytes = b"challenge") -> bytes:
 
 def _task(prepared: Prepared, number: int = 1, counted: int = 0, **values: Any) -> bytes:
     """A task on the student as first sent."""
-    rest: dict[str, Any] = {"weights_hash": weights_hash(prepared.weights), "learning_rate": 0.05} | values
+    rest: dict[str, Any] = {"lineage": begin(prepared.snapshot), "learning_rate": 0.05} | values
     return encode_task(
         Train(number, counted, rest.pop("version", number - 1), steps=rest.pop("steps", ()), **rest)
     )
@@ -87,6 +90,7 @@ def test_a_welcomed_client_holds_what_the_server_holds(
     assert same_weights(state.weights, small_prepared.weights)
     assert same_weights(state.support.alive, small_prepared.support.alive)
     assert (state.version, state.pending, state.release) == (0, None, b"")
+    assert state.lineage == begin(small_prepared.snapshot)
     hello = decode_reply(client_round(_welcome(small_prepared, b"other"), device))
     assert isinstance(hello, Hello)
     parts = small_prepared.plan.federation.encode(), device.id.encode(), b"other"
@@ -173,22 +177,80 @@ def test_the_state_is_saved_before_the_answer_leaves(
 # ----- the residual
 
 
+BUDGETS = [None, SMALLEST_BUDGET, SMALLEST_BUDGET + 1, 200, 331]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("codec", ["ternary", "quantized"])
 def test_what_is_not_sent_is_kept_and_nothing_is_lost(
-    small_prepared: Prepared, device: Device, store: MemoryStore
+    codec: str, budget: int | None, small_prepared: Prepared, device: Device, store: MemoryStore
 ) -> None:
     """Law of error feedback: residual after + what the server decodes == residual before + change."""
-    codec, shapes = build_codec(small_prepared.plan.uplink), small_prepared.support.shapes()
+    device, uplink = replace(device, uplink_budget=budget), Coding(codec, {})
+    plan, shapes = replace(small_prepared.plan, uplink=uplink), small_prepared.support.shapes()
+    client_round(_welcome(replace(small_prepared, plan=plan)), device)
+    decode = build_codec(uplink).decode  # the server knows nothing of the budget
     counted, before = 0, np.zeros(sum(s for (s,) in shapes.values()), np.float32)
     for number in (1, 2, 3):
         change = np.concatenate(list(_change(small_prepared, device, number).values()))
-        answer = trained_of(client_round(_task(small_prepared, number, counted), device))
-        sent = np.concatenate(list(codec.decode(answer.payload, limits(shapes)).values()))
+        answer = client_round(_task(small_prepared, number, counted), device)
+        sent = np.concatenate(list(decode(trained_of(answer).payload, limits(shapes)).values()))
         pending = _state(store).pending
         assert pending is not None
         after = _flat(pending.residual)
         assert sent.any()
         assert after.tobytes() == ((before + change) - sent).tobytes()
+        assert budget is None or len(answer) <= budget
         before, counted = after, number
+
+
+@pytest.mark.parametrize("codec", ["ternary", "quantized"])
+def test_more_budget_leaves_out_less(codec: str, small_prepared: Prepared, small_world: World) -> None:
+    prepared = replace(small_prepared, plan=replace(small_prepared.plan, uplink=Coding(codec, {})))
+    errors, sizes = [], []
+    for budget in (SMALLEST_BUDGET, 200, 300, 450):
+        device = replace(small_world.device(0, MemoryStore()), uplink_budget=budget)
+        client_round(_welcome(prepared), device)
+        sizes.append(len(client_round(_task(prepared), device)))
+        pending = ClientState.load(device.store).pending
+        assert pending is not None
+        errors.append(float(np.square(_flat(pending.residual), dtype=np.float64).sum()))
+        assert sizes[-1] <= budget
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0]
+    assert sizes == sorted(sizes)
+
+
+def test_a_budget_that_is_large_enough_changes_nothing(
+    small_prepared: Prepared, small_world: World, device: Device
+) -> None:
+    free = client_round(_task(small_prepared), device)
+    size = len(trained_of(free).payload) + 128
+    for budget, same in ((size, True), (10 * size, True), (2**31, True), (size - 1, False)):
+        other = replace(small_world.device(0, MemoryStore()), uplink_budget=budget)
+        client_round(_welcome(small_prepared), other)
+        answer = client_round(_task(small_prepared), other)
+        assert (answer == free) is same
+        assert len(answer) <= budget
+
+
+def test_a_judges_answer_is_within_the_budget_too(small_prepared: Prepared, device: Device) -> None:
+    shapes = small_prepared.support.shapes()
+    zero = Step(StepKind.CHANGE, encode_dense({n: np.zeros(s, np.float32) for n, s in shapes.items()}, 3))
+    for number, budget in enumerate((SMALLEST_BUDGET, 171, 256), 2**40):
+        task = _task(small_prepared, number, version=3, candidate=zero)
+        answer = client_round(task, replace(device, uplink_budget=budget))
+        assert trained_of(answer).judged is not None
+        assert trained_of(answer).payload
+        assert len(answer) <= budget
+
+
+def test_what_stands_around_a_payload_is_never_longer_than_what_is_set_aside_for_it() -> None:
+    """The longest numbers that a frame can hold, beside any payload worth sending."""
+    most, judged = 2**63 - 1, Scores(2**63 - 1, 1.0, 1.0, 1.0, 1.0)
+    for payload in (0, 200, 1 << 20, 1 << 22):
+        answer = encode_reply(Trained(most, most, 1.0, 1.0, judged, bytes(payload), b"s" * 64))
+        assert len(answer) - payload <= 128
 
 
 def test_an_update_that_was_not_counted_leaves_the_residual_as_before(
@@ -217,62 +279,134 @@ def test_a_lost_round_is_as_if_it_had_not_been(
     assert client_round(_task(small_prepared, 2), device) == client_round(_task(small_prepared, 2), other)
 
 
-def test_a_task_without_training_takes_the_weights_and_settles_the_last_update(
+@pytest.mark.parametrize("counted", [1, 0])
+def test_a_task_without_training_takes_the_weights_and_changes_nothing_else(
+    counted: int, small_prepared: Prepared, small_world: World, device: Device, store: MemoryStore
+) -> None:
+    steps, versions, names = _steps(small_prepared, 1)
+    first = client_round(_task(small_prepared, 1), device)
+    goal: dict[str, Any] = {"steps": steps, "version": 1, "lineage": names[1]}
+    answer = trained_of(client_round(_task(small_prepared, 2, counted, learning_rate=0.0, **goal), device))
+    assert (answer.weight, answer.payload, answer.loss) == (0, b"", 0.0)
+    assert same_weights(_state(store).weights, versions[1])
+    other = small_world.device(0, MemoryStore())
+    client_round(_welcome(small_prepared), other)
+    assert client_round(_task(small_prepared, 1), other) == first
+    task = _task(small_prepared, 2, counted, **goal)
+    assert client_round(task, device) == client_round(task, other)
+    assert same_weights(_state(store).residual, ClientState.load(other.store).residual)
+
+
+def test_a_round_that_is_run_again_after_the_last_weights_were_pushed_gets_the_same_answer(
     small_prepared: Prepared, device: Device, store: MemoryStore
 ) -> None:
-    client_round(_task(small_prepared, 1), device)
-    pending = _state(store).pending
-    answer = trained_of(client_round(_task(small_prepared, 2, counted=1, learning_rate=0.0), device))
-    assert (answer.weight, answer.payload, answer.loss) == (0, b"", 0.0)
-    assert _state(store).pending is None
-    assert pending is not None
-    assert same_weights(_state(store).residual, pending.residual)
+    """The server pushed them and died before it committed the last round."""
+    steps, versions, names = _steps(small_prepared, 1)
+    first = client_round(_task(small_prepared, 1), device)
+    last = _task(small_prepared, 2, 1, steps=steps, version=1, lineage=names[1], learning_rate=0.0)
+    pushed = client_round(last, device)
+    assert client_round(_task(small_prepared, 1), device) == first
+    assert client_round(last, device) == pushed
+    assert same_weights(_state(store).weights, versions[1])
 
 
 # ----- the global weights
 
 
-def _steps(prepared: Prepared, count: int) -> tuple[tuple[tuple[Step, ...], ...], list[Any]]:
-    """Steps to versions 1, 2, ... and the weights of each version from 0."""
+def _steps(prepared: Prepared, count: int) -> tuple[tuple[tuple[Step, ...], ...], list[Any], list[bytes]]:
+    """Steps to versions 1, 2, ..., and the weights of each version from 0, and their names."""
     codec, versions, steps = build_codec(prepared.plan.downlink), [prepared.weights], []
+    names = [begin(prepared.snapshot)]
     random, shapes = np.random.default_rng(2), prepared.support.shapes()
     for _ in range(count):
         change = {n: random.normal(0, 0.05, s).astype(np.float32) for n, s in shapes.items()}
         step = Step(StepKind.UPDATE, codec.encode(codec.init(shapes), change)[1])
         steps.append((step,))
         versions.append(apply_step(step, versions[-1], prepared.support, codec))
-    return tuple(steps), versions
+        names.append(follow(names[-1], [step]))
+    return tuple(steps), versions, names
 
 
 def test_a_client_that_lags_gets_the_same_weights(
     small_prepared: Prepared, small_world: World, device: Device, store: MemoryStore
 ) -> None:
-    steps, versions = _steps(small_prepared, 3)
-    goal: dict[str, Any] = {"weights_hash": weights_hash(versions[3]), "version": 3}
+    steps, versions, names = _steps(small_prepared, 3)
+    goal: dict[str, Any] = {"lineage": names[3], "version": 3}
     client_round(_task(small_prepared, 4, steps=steps, **goal), device)
     assert same_weights(_state(store).weights, versions[3])
     half = small_world.device(0, MemoryStore())
     client_round(_welcome(small_prepared), half)
-    first: dict[str, Any] = {"weights_hash": weights_hash(versions[1]), "version": 1}
+    first: dict[str, Any] = {"lineage": names[1], "version": 1}
     client_round(_task(small_prepared, 2, steps=steps[:1], **first), half)
     client_round(_task(small_prepared, 4, steps=steps, **goal), half)  # steps it has are skipped
     assert same_weights(ClientState.load(half.store).weights, versions[3])
-    exact = ((exact_step(versions[3], small_prepared.support),),)
-    late = small_world.device(0, MemoryStore())
-    client_round(_welcome(small_prepared), late)
-    client_round(_task(small_prepared, 4, steps=exact, **goal), late)
-    assert same_weights(ClientState.load(late.store).weights, versions[3])
+    for state in (_state(store), ClientState.load(half.store)):
+        assert (state.version, state.lineage) == (3, names[3])
+
+
+def test_a_snapshot_begins_a_lineage_that_later_steps_extend(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    steps, versions, names = _steps(small_prepared, 4)
+    support, codec = small_prepared.support, build_codec(small_prepared.plan.downlink)
+    snapshot = snapshot_step(versions[3], support, 6)
+    mine = begin(snapshot.payload)
+    answer = client_round(_task(small_prepared, 4, steps=((snapshot,),), version=3, lineage=mine), device)
+    held = apply_step(snapshot, small_prepared.weights, support, codec)
+    assert same_weights(_state(store).weights, held)
+    assert (_state(store).version, _state(store).lineage) == (3, mine)
+    parts = signed_parts(small_prepared.plan.federation, device.id, mine, trained_of(answer))
+    verify(device.key.public, trained_of(answer).signature, UPDATE, *parts)
+    with pytest.raises(UpdateError, match="do not lead"):  # the others' name of version 4 is not its own
+        client_round(_task(small_prepared, 5, steps=steps[3:], version=4, lineage=names[4]), device)
+    task = _task(small_prepared, 5, counted=4, steps=steps[3:], version=4, lineage=follow(mine, steps[3]))
+    assert trained_of(client_round(task, device)).payload
+    assert same_weights(_state(store).weights, apply_step(steps[3][0], held, support, codec))
+    assert (_state(store).version, _state(store).lineage) == (4, follow(mine, steps[3]))
+
+
+def test_a_snapshot_does_not_lose_what_error_feedback_carries(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    """The residual is about the client's own changes, not about the weights that it is replaced under."""
+    client_round(_task(small_prepared, 1), device)
+    pending = _state(store).pending
+    assert pending is not None
+    snapshot = snapshot_step(small_prepared.weights, small_prepared.support, 6)
+    mine: dict[str, Any] = {"lineage": begin(snapshot.payload), "version": 9}
+    client_round(_task(small_prepared, 10, counted=1, steps=((snapshot,),), **mine), device)
+    assert _flat(_state(store).residual).any()
+    assert same_weights(_state(store).residual, pending.residual)
+
+
+def test_a_snapshot_that_comes_again_is_not_taken_again(
+    small_prepared: Prepared, device: Device, store: MemoryStore
+) -> None:
+    """Its answer was lost, and the server asks for something else on the same version."""
+    snapshot = snapshot_step(small_prepared.weights, small_prepared.support, 6)
+    goal: dict[str, Any] = {"steps": ((snapshot,),), "version": 3, "lineage": begin(snapshot.payload)}
+    client_round(_task(small_prepared, 4, **goal), device)
+    before = _state(store)
+    client_round(_task(small_prepared, 4, learning_rate=0.0, **goal), device)
+    assert same_weights(_state(store).weights, before.weights)
+    assert _state(store).lineage == before.lineage
 
 
 def test_a_wrong_base_is_found_out_and_nothing_is_kept_of_it(
     small_prepared: Prepared, device: Device, store: MemoryStore
 ) -> None:
-    steps, versions = _steps(small_prepared, 3)
+    steps, versions, names = _steps(small_prepared, 3)
+    snapshot = snapshot_step(versions[3], small_prepared.support, 6)
     before = store.content
     wrong: list[dict[str, Any]] = [
-        {"steps": steps[:2], "version": 2, "weights_hash": weights_hash(versions[3])},
-        {"steps": steps[1:], "version": 3, "weights_hash": weights_hash(versions[3])},
-        {"steps": (), "version": 3, "weights_hash": weights_hash(versions[3])},
+        {"steps": steps[:2], "version": 2, "lineage": names[3]},
+        {"steps": steps[1:], "version": 3, "lineage": names[3]},
+        {"steps": (), "version": 3, "lineage": names[3]},
+        {"steps": (steps[1], steps[0], steps[2]), "version": 3, "lineage": names[3]},
+        {"steps": ((snapshot,),), "version": 3, "lineage": names[3]},
+        {"steps": steps, "version": 3, "lineage": begin(snapshot.payload)},
+        {"steps": (steps[0], steps[1], (*steps[2], snapshot)), "version": 3, "lineage": names[3]},
+        {"steps": (), "version": 0, "lineage": names[0][::-1]},
     ]
     for task in wrong:
         with pytest.raises(UpdateError, match="steps do not lead"):
@@ -307,7 +441,7 @@ def test_a_damaged_step_or_candidate_raises_nothing_but_payload_errors(
                 client_round(_task(small_prepared, candidate=Step(kind, payload)), device)
             steps = ((Step(kind, payload),),)
             with pytest.raises(PayloadError):
-                client_round(_task(small_prepared, 2, steps=steps, weights_hash=b"8 bytes!"), device)
+                client_round(_task(small_prepared, 2, steps=steps, lineage=b"8 bytes!"), device)
     assert store.content == before
 
 
@@ -332,7 +466,7 @@ def test_the_signature_binds_federation_client_base_and_content(
     shapes = small_prepared.support.shapes()
     zero = Step(StepKind.CHANGE, encode_dense({n: np.zeros(s, np.float32) for n, s in shapes.items()}, 3))
     answer = trained_of(client_round(_task(small_prepared, candidate=zero), device))
-    federation, base = small_prepared.plan.federation, weights_hash(small_prepared.weights)
+    federation, base = small_prepared.plan.federation, begin(small_prepared.snapshot)
 
     def check(federation: str, client: str, base: bytes, reply: Trained, public: bytes) -> None:
         verify(public, reply.signature, UPDATE, *signed_parts(federation, client, base, reply))

@@ -20,7 +20,7 @@ def held(small_prepared: Prepared) -> ClientState:
     residual, _ = codec.encode(before, change)
     after, payload = codec.encode(residual, change)
     pending = Pending(7, b"digest of 16 by.", payload, after)
-    return ClientState(p.plan, p.support, p.weights, 6, residual, pending, 3, b"bundle" * 100)
+    return ClientState(p.plan, p.support, p.weights, 6, b"8 bytes!", residual, pending, 3, b"bundle" * 100)
 
 
 def _through(state: ClientState) -> ClientState:
@@ -39,7 +39,12 @@ def test_a_client_comes_back_bit_for_bit(held: ClientState) -> None:
     assert same_weights(back.weights, held.weights)
     assert same_weights(back.support.alive, held.support.alive)
     assert same_weights(back.residual, held.residual)
-    assert (back.version, back.release_version, back.release) == (6, 3, held.release)
+    assert (back.version, back.lineage, back.release_version, back.release) == (
+        6,
+        b"8 bytes!",
+        3,
+        held.release,
+    )
     assert back.pending is not None
     assert held.pending is not None
     assert same_weights(back.pending.residual, held.pending.residual)

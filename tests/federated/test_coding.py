@@ -10,7 +10,7 @@ from fedge.federated.coding import (
     build_codec,
     decode_dense,
     encode_dense,
-    exact_step,
+    snapshot_step,
 )
 from fedge.federated.frames import Step, StepKind
 from fedge.federated.plan import Coding
@@ -75,7 +75,7 @@ def test_zeros_stay_exactly_zero_through_every_kind_of_step(seed: int, bits: int
         Step(StepKind.UPDATE, DOWN.encode(DOWN.init(support.shapes()), gathered)[1]),
         Step(StepKind.CHANGE, encode_dense(gathered, bits)),
         Step(StepKind.SNAPSHOT, encode_dense(gathered, bits)),
-        exact_step(change, support),
+        snapshot_step(change, support, bits),
     ]
     for step in steps:
         weights = apply_step(step, weights, support, DOWN)
@@ -85,12 +85,34 @@ def test_zeros_stay_exactly_zero_through_every_kind_of_step(seed: int, bits: int
             assert weights[name].shape == SHAPES[name]
 
 
-def test_an_exact_step_gives_the_very_bits() -> None:
-    weights = _weights(5)
-    weights["a.bias"][:3] = [np.float32(1e-42), np.float32(-0.0), np.nextafter(np.float32(1), np.float32(2))]
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(2, 8))
+def test_a_snapshot_replaces_whatever_was_held(seed: int, before: int, bits: int) -> None:
+    """Two clients with any weights hold the same bits after it: those that travelled, and nothing else."""
+    weights = _weights(seed)
     support = Support.of(weights)
-    taken = apply_step(exact_step(weights, support), _weights(6), support, DOWN)
-    assert [taken[n].tobytes() for n in SHAPES] == [weights[n].tobytes() for n in SHAPES]
+    step = snapshot_step(weights, support, bits)
+    assert step.kind is StepKind.SNAPSHOT
+    one = apply_step(step, _weights(before), support, DOWN)
+    other = apply_step(step, {n: np.full(s, np.nan, np.float32) for n, s in SHAPES.items()}, support, DOWN)
+    sent = decode_dense(step.payload, support.shapes())
+    for name, alive in support.alive.items():
+        assert one[name].tobytes() == other[name].tobytes()
+        assert one[name][alive].tobytes() == sent[name].tobytes()
+
+
+@pytest.mark.parametrize("bits", range(3, 9))
+def test_a_snapshot_is_as_close_as_its_bits_and_no_longer_than_they_are(bits: int) -> None:
+    """The error of a uniform quantizer with as many levels, without clipping: half a step at most."""
+    weights = {"w.weight": np.random.default_rng(bits).normal(size=(60, 70)).astype(np.float32)}
+    support = Support.of(weights)
+    step = snapshot_step(weights, support, bits)
+    taken = apply_step(step, weights, support, DOWN)["w.weight"]
+    naive = np.abs(weights["w.weight"]).max() / (2 ** (bits - 1) - 1)
+    uniform = np.round(weights["w.weight"] / naive) * naive
+    assert (
+        np.mean((taken - weights["w.weight"]) ** 2) <= np.mean((uniform - weights["w.weight"]) ** 2) * 1.001
+    )
+    assert len(step.payload) <= weights["w.weight"].size * bits / 8 + 64
 
 
 @given(st.integers(0, 10**6), st.integers(3, 8))
@@ -135,4 +157,4 @@ def test_a_snapshot_for_another_student_is_refused() -> None:
     with pytest.raises(PayloadError):
         decode_dense(coded, SHAPES | {"a.weight": (4, 3, 6)})
     with pytest.raises(PayloadError):
-        apply_step(Step(StepKind.EXACT, b""), _weights(3), Support.of(_weights(3)), DOWN)
+        apply_step(Step(StepKind.SNAPSHOT, b""), _weights(3), Support.of(_weights(3)), DOWN)

@@ -46,7 +46,7 @@ _TASK: st.SearchStrategy[Any] = st.one_of(
         round=_NUMBER,
         counted=_NUMBER,
         version=st.integers(4, 2**63 - 1),
-        weights_hash=st.binary(min_size=8, max_size=8),
+        lineage=st.binary(min_size=8, max_size=8),
         steps=_GROUPS,
         learning_rate=_FLOAT,
         candidate=st.none() | _STEP,

@@ -12,7 +12,9 @@ from fedge.federated.frames import Step, StepKind
 from fedge.federated.state import Candidate, ClientRecord, FederationState
 
 _STEP = st.builds(Step, st.sampled_from(StepKind), st.binary(max_size=20))
-_RECORD = st.builds(ClientRecord, st.none() | st.integers(0, 10**6), st.integers(0, 10**6))
+_RECORD = st.builds(
+    ClientRecord, st.none() | st.integers(0, 10**6), st.binary(max_size=8), st.integers(0, 10**6)
+)
 
 
 def _weights(seed: int) -> dict[str, Any]:
@@ -46,7 +48,7 @@ STATE = FederationState(
     _weights(0),
     {"flat": np.zeros(3, np.float32)},
     {2: (Step(StepKind.UPDATE, b"abc"),)},
-    {"c1": ClientRecord(1, 2)},
+    {"c1": ClientRecord(1, b"8 bytes!", 2)},
     Candidate(2, Step(StepKind.CHANGE, b"xyz")),
     1,
 )
@@ -76,7 +78,9 @@ def test_states_that_differ_anywhere_have_other_bytes() -> None:
         replace(STATE, weights=_weights(1)),
         replace(STATE, residual={"flat": np.ones(3, np.float32)}),
         replace(STATE, history={}),
-        replace(STATE, clients={"c1": ClientRecord(None, 2)}),
+        replace(STATE, clients={"c1": ClientRecord(None, b"8 bytes!", 2)}),
+        replace(STATE, clients={"c1": ClientRecord(1, b"8 others", 2)}),
+        replace(STATE, clients={"c1": ClientRecord(1, b"8 bytes!", 1)}),
         replace(STATE, candidate=None),
         replace(STATE, released=2),
     ]

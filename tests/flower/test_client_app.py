@@ -9,12 +9,12 @@ from flwr.clientapp import ClientApp
 
 from fedge.federated.client import client_round
 from fedge.federated.frames import Train, Welcome, encode_task
+from fedge.federated.lineage import begin
 from fedge.federated.prepare import Prepared
 from fedge.flower.client_app import IDENTITY, ContextStore, make_client_app
 from fedge.flower.messages import CANNOT_FOLLOW, REFUSED, frame_of, with_frame
 from fedge.simulation.flower_internals import enter_run
 from fedge.simulation.world import World
-from fedge.update import weights_hash
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_app_answers_what_the_round_answers_and_keeps_what_it_keeps(
 ) -> None:
     store = MemoryStore()
     bare = small_world.device(0, store)
-    name = weights_hash(small_prepared.weights)
+    name = begin(small_prepared.snapshot)
     for task in (
         Welcome(b"challenge", small_prepared.plan.to_dict(), small_prepared.snapshot),
         Train(1, 0, 0, name, (), 0.05),

@@ -14,16 +14,17 @@ from typing import Any
 
 import onnx
 import pytest
-from federated.build import FAST, Recorder
+from federated.build import FAST, MemoryStore, Recorder
 from onnx import numpy_helper
 
-from fedge.config import Config
+from fedge.config import Config, Fleet
 from fedge.errors import SetupError
 from fedge.federated.journal import Journal
 from fedge.observe import read_events
 from fedge.release.rules import ReleaseRules
 from fedge.release.store import list_releases, load
-from fedge.simulation.life import JOURNAL, simulate
+from fedge.simulation.folder import JOURNAL
+from fedge.simulation.life import simulate
 from fedge.simulation.world import World, build_world
 
 Report = dict[str, Any]
@@ -41,7 +42,8 @@ def timeless(report: Report) -> Report:
 
 def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None, *, resume: bool = False) -> Report:
     out.mkdir(exist_ok=True)
-    return simulate(world.config, world, out, Recorder(stop), resume=resume)
+    with Journal(out / JOURNAL) as journal:
+        return simulate(world.config, world, out, journal, Recorder(stop), resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +182,8 @@ def _at(kind: str, number: int) -> Stop:
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [("round", 1), ("round", 3), ("release", 2), ("redistillation", 2)],
-    ids=["first", "third", "offered, not committed", "judged, not committed"],
+    [("round", 1), ("round", 3), ("release", 2), ("redistillation", 2), ("release", 4)],
+    ids=["first", "third", "offered, not committed", "judged, not committed", "pushed, not committed"],
 )
 def test_an_interrupted_run_resumes_to_the_same_report(
     kind: str, number: int, small_world: World, whole: Report, tmp_path: Path
@@ -219,6 +221,61 @@ def test_resuming_with_other_settings_is_refused_by_name(small_config: Config, o
 def test_there_is_nothing_to_resume_in_an_empty_folder(small_world: World, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="nothing to resume"):
         _live(small_world, tmp_path, resume=True)
+
+
+# ----- few in each round, and devices that may not send much
+
+
+@pytest.fixture(scope="module")
+def sparse_world(small_config: Config) -> World:
+    """A third takes part in each round; uplinks of three kinds, all of them small."""
+    rounds = replace(small_config.rounds, fraction=0.34, rounds=8)
+    return build_world(replace(small_config, rounds=rounds, fleet=Fleet((400, 160, 250))))
+
+
+@pytest.fixture(scope="module")
+def sparse(sparse_world: World, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return _live(sparse_world, tmp_path_factory.mktemp("sparse"))
+
+
+def test_budgets_are_dealt_to_the_participants_in_turn(sparse_world: World, small_world: World) -> None:
+    def dealt(world: World) -> list[int | None]:
+        return [world.device(i, MemoryStore()).uplink_budget for i in range(len(world.roles.participants))]
+
+    assert dealt(sparse_world) == [400, 160, 250, 400, 160, 250]
+    assert dealt(small_world) == [None] * 6
+
+
+def test_no_client_sends_more_in_a_round_than_its_budget(
+    sparse_world: World, sparse: Report, tmp_path: Path
+) -> None:
+    assert timeless(_live(sparse_world, tmp_path)) == timeless(sparse)
+    budgets = dict(zip(sparse_world.roles.participants, (400, 160, 250) * 2, strict=True))
+    with Journal(tmp_path / JOURNAL) as journal:
+        rounds = journal.rounds()
+    asked = [r["counted"] for r in rounds]
+    assert [len(c) for c in asked] == [2] * 8
+    assert {c for cs in asked for c in cs} == set(budgets)
+    for record in rounds[:-1]:  # the last one also brings the final weights, and a second answer
+        for client, sent in record["up"].items():
+            assert 80 < sent <= budgets[client]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("round", 5), ("release", 6), ("release", 8)])
+def test_an_interrupted_run_with_few_in_each_round_resumes_to_the_same_report(
+    kind: str, number: int, sparse_world: World, sparse: Report, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _live(sparse_world, tmp_path, _at(kind, number))
+    assert timeless(_live(sparse_world, tmp_path, resume=True)) == timeless(sparse)
+
+
+def test_resuming_with_other_budgets_is_refused_by_name(sparse_world: World, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _live(sparse_world, tmp_path, _at("round", 1))
+    other = replace(sparse_world.config, fleet=Fleet((400, 160)))
+    with pytest.raises(SetupError, match=r"fleet\.uplink_bytes"):
+        _live(build_world(other), tmp_path, resume=True)
 
 
 # ----- the command, in a process of its own
