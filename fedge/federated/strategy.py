@@ -97,7 +97,9 @@ def task_for(
 def _catch_up(
     record: ClientRecord, state: FederationState, snapshot: Callable[[], Step]
 ) -> tuple[tuple[Step, ...], ...]:
-    """What was missed, or a snapshot where that is smaller, or where it is not known any more."""
+    """What was missed, or a snapshot: where more than one version was missed and it is smaller, or where the
+    steps are not known any more.
+    """
     if record.version is None:
         raise UpdateError("this client has not been welcomed")
     missed = range(record.version + 1, state.round + 1)

@@ -101,6 +101,12 @@ def build_world(config: Config) -> World:
             build_codec(Coding(link.codec, link.settings))
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
+    if config.fleet.uplink_bytes:
+        tight = {**config.uplink.settings, "budget_bytes": min(config.fleet.uplink_bytes)}
+        try:
+            build_codec(Coding(config.uplink.codec, tight))
+        except ConfigError as error:
+            raise ConfigError(f"fleet.uplink_bytes: the codec cannot keep to a budget: {error}") from None
     data = config.data
     dataset = _without_small(load(data.source, window=data.window, step=data.step), skip=data.skip_small)
     roles = assign_roles(
