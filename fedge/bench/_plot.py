@@ -4,7 +4,7 @@ Two panels above each other, clients and unseen, on one logarithmic axis of tota
 marks where a method gets to the target.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fedge.report.svg import Axis, linear, spread_apart
 _WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP = 880.0, 52.0, 160.0, 94.0, 250.0, 46.0
 _HEIGHT = _TOP + 2 * _PANEL + _GAP + 44
 _BYTES = Axis(1e3, 1e7, (1e3, 1e4, 1e5, 1e6, 1e7), log=True)
-_LINE = 15.0
+_LINE, _APART = 15.0, 70.0
 _TARGET = "within a point of FedAvg fp32's end, in both panels"
 
 _STYLE = """
@@ -33,7 +33,7 @@ text { font: 12.5px ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neu
 .paper { fill: var(--paper); } .title { font-size: 17px; font-weight: 600; } .strong { font-weight: 600; }
 .tick { fill: var(--soft); } .rule { stroke: var(--rule); }
 .limit { stroke: var(--ink); stroke-dasharray: 4 3; stroke-opacity: 0.6; }
-.between { stroke: var(--ink); stroke-width: 1.6; }
+.between { stroke: var(--ink); stroke-width: 1.6; } .drop { stroke: var(--ink); stroke-opacity: 0.35; }
 .fedge { --hue: var(--one); } .fedavg { --hue: var(--two); } .random { --hue: var(--plain); }
 .line { fill: none; stroke: var(--hue); stroke-width: 1.3; stroke-linejoin: round; stroke-linecap: round;
   stroke-opacity: 0.75; }
@@ -81,6 +81,7 @@ def plot(result: Mapping[str, Any]) -> str:
         ),
         _text(_LEFT, 50, about, "tick"),
         _panel(result, "clients", "participants, on their own later data", _TOP),
+        _between(result),
         _panel(result, "unseen", "clients that never took part", _TOP + _PANEL + _GAP),
         _decades(),
     ]
@@ -132,7 +133,6 @@ def _panel(result: Mapping[str, Any], key: str, name: str, top: float) -> Html:
         *(_rule(_x(t), top, _x(t), bottom, "rule") for t in _BYTES.ticks),
         _rule(_LEFT, y(result["target"][key]), right, y(result["target"][key]), "limit"),
         el("g", *(_curve(one, y) for one in lines), clip_path=f"url(#clip-{key})"),
-        _between(result, y(result["target"][key])),
         *(_ring(one, y) for one in lines),
         _names(lines, y, top, bottom),
         _text(_LEFT + 6, top - 12, name, "strong"),
@@ -156,36 +156,56 @@ def _axis(lines: Sequence[_Line], target: float) -> Axis:
     return linear([*shown, target], 5, at_least=0.05)
 
 
-def _curve(one: _Line, y: Any) -> Html:
+def _curve(one: _Line, y: Callable[[float], float]) -> Html:
     points = " ".join(f"{_x(amount):.1f},{y(score):.1f}" for amount, score in one.points)
     return el("polyline", points=points, class_=f"line {one.kind}")
 
 
-def _ring(one: _Line, y: Any) -> Html | None:
+def _ring(one: _Line, y: Callable[[float], float]) -> Html | None:
     if one.reached is None:
         return None
     amount, score = one.reached
     return el("circle", cx=f"{_x(amount):.1f}", cy=f"{y(score):.1f}", r="4", class_=f"ring {one.kind}")
 
 
-def _between(result: Mapping[str, Any], y: float) -> Html | None:
-    """How far apart fedge and FedAvg are at the target."""
+def _between(result: Mapping[str, Any]) -> Html | None:
+    """How far apart fedge and FedAvg are at the target: a bracket on top of the first panel."""
     ratio = result["ratio"]["total"]
     if ratio is None:
         return None
-    ends = [_x(result["methods"][m]["total"]) for m in (OURS, BASELINE)]
-    words = _text(sum(ends) / 2, y - 10, f"{ratio:.0f} times fewer bytes", "strong halo", "middle")
-    return join([_rule(ends[0], y, ends[1], y, "between"), words])
+    left, right = sorted(_x(result["methods"][m]["total"]) for m in (OURS, BASELINE))
+    bottom = _TOP + 2 * _PANEL + _GAP
+    drops = [_rule(x, _TOP, x, bottom, "drop") for x in (left, right)]
+    words = _text((left + right) / 2, _TOP - 12, f"{ratio:.0f} times fewer bytes", "strong", "middle")
+    return join([*drops, _rule(left, _TOP, right, _TOP, "between"), words])
 
 
-def _names(lines: Sequence[_Line], y: Any, top: float, bottom: float) -> Html:
-    """Each name at the end of its line; moved apart within each family, since families end far apart."""
-    drawn = []
-    for family in (("fedge",), ("fedavg", "random")):
-        mine = [one for one in lines if one.kind.split()[0] in family]
-        places = spread_apart([y(one.points[-1][1]) for one in mine], _LINE, top, bottom)
-        start = max((_x(one.points[-1][0]) for one in mine), default=0.0) + 9
-        for one, place in zip(mine, places, strict=True):
+def _names(lines: Sequence[_Line], y: Callable[[float], float], top: float, bottom: float) -> Html:
+    """Each name at the end of its line; moved apart within each group of lines that end side by side.
+
+    Of several groups the first, with nothing but paper on its left, has its names there.
+    """
+    drawn, groups = [], _groups(lines)
+    for group in groups:
+        left = group is groups[0] and len(groups) > 1
+        places = spread_apart([y(one.points[-1][1]) for one in group], _LINE, top, bottom)
+        x = min(_x(one.points[0][0]) for one in group) - 9 if left else max(map(_end, group)) + 9
+        for one, place in zip(group, places, strict=True):
             kind = f"end halo {one.kind}" + (" strong" if "main" in one.kind else "")
-            drawn.append(_text(start, place, one.label, kind))
+            drawn.append(_text(x, place, one.label, kind, "end" if left else "start"))
     return join(drawn)
+
+
+def _end(one: _Line) -> float:
+    return _x(one.points[-1][0])
+
+
+def _groups(lines: Sequence[_Line]) -> list[list[_Line]]:
+    """Lines by where they end: a new group where the next end is ``_APART`` pixels to the right or more."""
+    groups: list[list[_Line]] = []
+    for one in sorted(lines, key=_end):
+        if groups and _end(one) - _end(groups[-1][-1]) < _APART:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups

@@ -12,12 +12,13 @@ counted for neither.
 """
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,10 +71,11 @@ FEDGE = (
     Method("fedge", "fedge"),
     Method("fedge_low", "fedge low", settings={"uplink.share": 0.005, "downlink.share": 0.01}),
     Method("fedge_high", "fedge high", settings={"uplink.share": 0.02, "downlink.share": 0.05}),
+    Method("fedge_2bit", "fedge 2-bit start", student=_TWO_BITS),
     Method(
         "fedge_6kb",
         "fedge 6 kB",
-        settings={"uplink.share": 0.001, "downlink.share": 0.002, "rounds.rounds": 8},
+        settings={"uplink.share": 0.002, "downlink.share": 0.002, "local.epochs": 4, "rounds.rounds": 8},
         student=_TWO_BITS,
     ),
     Method("fedge_redistil", "fedge re-distilled", settings={"redistill.mode": "ensemble"}),
@@ -88,7 +90,8 @@ class Plan:
         data: an ``.npz`` file or a folder; ``None`` for the scenario ``watch``.
         task: replaces the scenario's.
         seeds: how many, from 0.
-        rounds: of fedge, and the most for the baseline.
+        rounds: of fedge.
+        most_rounds: of FedAvg.
         tuning_rounds: of each point of the grid.
         rates: learning rates of the grid.
         epochs: local epochs of the grid.
@@ -100,7 +103,8 @@ class Plan:
     data: str | None = None
     task: str | None = None
     seeds: int = 5
-    rounds: int = 60
+    rounds: int = 40
+    most_rounds: int = 60
     tuning_rounds: int = 15
     rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     epochs: tuple[int, ...] = (1, 2)
@@ -139,9 +143,11 @@ def run(
     if seeds < 1 or (rounds is not None and rounds < 2):
         raise InputError(f"{seeds} seeds and {rounds} rounds asked for; give 1 and 2 or more")
     standard = Plan()
-    most = standard.rounds if rounds is None else rounds
-    plan = Plan(data, task, seeds, most, min(most, standard.tuning_rounds))
-    return measure(plan, out, Terminal())
+    plan = replace(standard, data=data, task=task, seeds=seeds)
+    if rounds is not None:
+        few = min(rounds, standard.tuning_rounds)
+        plan = replace(plan, rounds=rounds, most_rounds=rounds, tuning_rounds=few)
+    return measure(plan, out, Terminal(sys.stderr))
 
 
 def measure(plan: Plan, out: Path | None = None, observer: Observer = silent) -> dict[str, Any]:
@@ -263,7 +269,7 @@ def _tune(
             observer.progress(done, len(jobs) + len(first), f"run {done}")
             rows.append({"start": start, "rate": r.rate, "epochs": r.epochs, "judge": _smooth(curve)})
         best = {start: _best([row for row in rows if row["start"] == start]) for start in first}
-        jobs = [_job(plan, m, 0, students, Recipe(*best[s], plan.rounds)) for s, m in first.items()]
+        jobs = [_job(plan, m, 0, students, Recipe(*best[s], plan.most_rounds)) for s, m in first.items()]
         long = dict(zip(first, each(_run_job, jobs), strict=True))
         recipes = {s: Recipe(*best[s], stops_rising(long[s].judge, _SMOOTH, _CLOSE)) for s in first}
         stage.result = "; ".join(

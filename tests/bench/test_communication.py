@@ -284,6 +284,7 @@ def result(fleet_file: Path, folder: Path) -> dict[str, Any]:
         data=str(fleet_file),
         seeds=2,
         rounds=3,
+        most_rounds=3,
         tuning_rounds=1,
         rates=(0.01, 0.03),
         epochs=(1,),
