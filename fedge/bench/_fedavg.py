@@ -139,12 +139,12 @@ class CountingGrid(LocalGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """As the local grid does.
+        """As the local grid does, in the order of the nodes: Flower shuffles them, and sums would differ.
 
         Raises:
             FedgeError: a client failed.
         """
-        sent = list(messages)
+        sent = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         replies = list(super().send_and_receive(sent, timeout=timeout))
         for reply in replies:
             if reply.has_error():
