@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedge.errors import PayloadError, SetupError
+from fedge.errors import SetupError
 from fedge.federated.journal import SCHEMA, Journal
 
 _SIZE = 60_000
@@ -115,7 +115,7 @@ def test_a_missing_round_is_found_out(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         journal.commit_round(1, {"round": 1}, b"one")
         journal.commit_round(3, {"round": 3}, b"three")
-        with pytest.raises(PayloadError, match="rounds are missing"):
+        with pytest.raises(SetupError, match="rounds are missing"):
             journal.rounds()
 
 
