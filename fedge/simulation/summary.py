@@ -112,15 +112,7 @@ def make_report(run: Run) -> Record:
             "bytes_per_client": sum(r["bytes"] for r in releases),
         },
         "config": config.to_dict(),
-        "dataset": {
-            "name": world.dataset.name,
-            "clients": len(world.dataset.clients),
-            "classes": list(world.dataset.classes),
-            "channels": list(world.dataset.channels),
-            "window": list(world.dataset.window),
-            "server": list(world.roles.server),
-            "unseen": list(world.roles.unseen),
-        },
+        "dataset": _dataset(world),
     }
 
 
@@ -169,6 +161,18 @@ def _byte_means(traffic: Mapping[str, tuple[int, int, int]]) -> Record:
     count = len(traffic)
     initial, up, down = (sum(t[i] for t in traffic.values()) / count for i in range(3))
     return {"initial_download": initial, "uplink": up, "downlink": down}
+
+
+def _dataset(world: World) -> Record:
+    return {
+        "name": world.dataset.name,
+        "clients": len(world.dataset.clients),
+        "classes": list(world.dataset.classes),
+        "channels": list(world.dataset.channels),
+        "window": list(world.dataset.window),
+        "server": list(world.roles.server),
+        "unseen": list(world.roles.unseen),
+    }
 
 
 def _plain_fp32(run: Run) -> Record:
