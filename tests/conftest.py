@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from fedge.config import Config
     from fedge.federated.prepare import Prepared
     from fedge.simulation.world import World
+
+# The same examples every time; under FEDGE_FULL=1 new ones, to look further.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("wide", derandomize=False)
+settings.load_profile("wide" if os.environ.get("FEDGE_FULL") == "1" else "same")
 
 # Imports stand inside the fixtures: tests of the parts that need no torch must not load it.
 

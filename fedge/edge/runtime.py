@@ -132,10 +132,14 @@ def _open(model: bytes) -> onnxruntime.InferenceSession:
 
 def _sizes(ports: list[onnxruntime.NodeArg], name: str, fixed: int) -> tuple[int, ...]:
     """The sizes after the batch of a model's only input or output, which must be called ``name``."""
-    if [port.name for port in ports] != [name]:
-        found = ", ".join(port.name for port in ports[:8])
+    try:
+        names, shapes, kinds = zip(*((p.name, p.shape, p.type) for p in ports[:8]), strict=True)
+    except ValueError as error:  # no port at all, or a name that is not UTF-8
+        raise ReleaseError(f"the model's ports cannot be read: {_first_line(error)}") from error
+    if len(ports) != 1 or names != (name,):
+        found = ", ".join(names)
         raise ReleaseError(f"the model must have exactly one port {name!r} here; it has: {found}")
-    shape, kind = ports[0].shape, ports[0].type
+    shape, kind = shapes[0], kinds[0]
     if kind != "tensor(float)":
         raise ReleaseError(f"{name!r} of the model must be float32, not {kind}")
     free, *sizes = shape or [0]

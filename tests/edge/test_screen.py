@@ -183,3 +183,11 @@ def test_blind_mutation_opens_or_raises_the_error_tree(rng: random.Random, chang
     except FedgeError:
         return
     assert answer.shape == (1, runtime.classes)
+
+
+def test_a_dimension_that_is_no_text_is_refused() -> None:
+    """ONNX Runtime opens such a model and stumbles only when asked for its shape."""
+    damaged = GOOD.replace(b"batch", b"b\x80tch")
+    assert damaged != GOOD
+    with pytest.raises(ReleaseError, match="cannot be read"):
+        Runtime(damaged, RAW)
