@@ -15,7 +15,7 @@ from fedge.errors import SetupError
 from fedge.report.html import Html, el, join
 from fedge.report.svg import Axis, linear, spread_apart
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP = 880.0, 52.0, 160.0, 94.0, 250.0, 46.0
+_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP = 905.0, 52.0, 185.0, 94.0, 250.0, 46.0
 _HEIGHT = _TOP + 2 * _PANEL + _GAP + 44
 _BYTES = Axis(1e3, 1e7, (1e3, 1e4, 1e5, 1e6, 1e7), log=True)
 _LINE, _APART = 15.0, 70.0

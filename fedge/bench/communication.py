@@ -110,7 +110,7 @@ class Plan:
     data: str | None = None
     task: str | None = None
     seeds: int = 5
-    rounds: int = 40
+    rounds: int = 60
     most_rounds: int = 60
     tuning_rounds: int = 15
     rates: tuple[float, ...] = (0.01, 0.03, 0.1)
