@@ -121,6 +121,10 @@ class Fleet:
     uplink_bytes: tuple[int, ...] = _setting(
         (), "most bytes of one answer, dealt to the participants in turn; empty: no limit", 160, 2**31
     )
+    uplink_bits_per_second: tuple[int, ...] = _setting(
+        (), "instead: speed of the uplinks, dealt likewise; with answer_seconds", 1, 2**40
+    )
+    answer_seconds: float = _setting(10.0, "how long an answer may take on its uplink", 0.001, 86_400)
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,8 @@ def _check(config: Config) -> None:
             f"local.final_learning_rate {config.local.final_learning_rate} is above local.learning_rate "
             f"{config.local.learning_rate}; the rate only falls"
         )
+    if config.fleet.uplink_bytes and config.fleet.uplink_bits_per_second:
+        raise ConfigError("fleet.uplink_bytes and fleet.uplink_bits_per_second: give one of them")
     redistils = config.redistill.mode != "none" and config.redistill.every < config.rounds.rounds
     if redistils and config.data.judge_share == 0:
         raise ConfigError(

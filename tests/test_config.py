@@ -60,7 +60,7 @@ def test_there_are_settings() -> None:
     assert len(SETTINGS) > 45
     assert len(NUMBERS) > 35
     assert len(WORDS) >= 3
-    assert [k for k, _ in LISTS] == ["fleet.uplink_bytes"]
+    assert [k for k, _ in LISTS] == ["fleet.uplink_bytes", "fleet.uplink_bits_per_second"]
 
 
 @_named(SETTINGS)
@@ -326,3 +326,10 @@ def test_flowers_own_run_config_is_a_scenario_with_dotted_keys() -> None:
     assert config_of({}) == load_config("watch", {})
     with pytest.raises(ConfigError, match=r"did you mean 'rounds\.rounds'"):
         config_of({"rounds.round": 2})
+
+
+def test_a_fleet_is_limited_in_bytes_or_by_its_links_and_not_by_both() -> None:
+    links = {"fleet.uplink_bits_per_second": [300, 5000], "fleet.answer_seconds": 8}
+    assert load_config(None, links).fleet.uplink_bits_per_second == (300, 5000)
+    with pytest.raises(ConfigError, match="one of them"):
+        load_config(None, {**links, "fleet.uplink_bytes": [400]})

@@ -22,7 +22,7 @@ from fedge import plugins
 from fedge.data.types import ClientData, Windows
 from fedge.edge.gate import Decision, run_gate
 from fedge.edge.runtime import Runtime
-from fedge.errors import DataError, PayloadError, RefusedError, UpdateError
+from fedge.errors import ConfigError, DataError, PayloadError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client_state import ClientState, Pending, Residual, StateStore
 from fedge.federated.coding import Support, Weights, apply_step, build_codec, decode_dense
@@ -45,6 +45,22 @@ SMALLEST_BUDGET = _REPLY_BYTES + 32
 
 HELLO, UPDATE = "fedge hello", "fedge update"
 """Purposes of a client's signatures."""
+
+
+def link_budget(bits_per_second: float, seconds: float) -> int:
+    """Bytes of the longest answer that an uplink carries in ``seconds``.
+
+    Raises:
+        ConfigError: fewer than ``SMALLEST_BUDGET``: the shortest answer would take longer.
+    """
+    budget = int(bits_per_second * seconds / 8)
+    if budget < SMALLEST_BUDGET:
+        needed = SMALLEST_BUDGET * 8 / bits_per_second
+        raise ConfigError(
+            f"an uplink of {bits_per_second:g} bit/s carries {budget} bytes in {seconds:g} s, but the "
+            f"shortest answer has {SMALLEST_BUDGET}: allow {needed:.3g} s or more"
+        )
+    return budget
 
 
 @dataclass(frozen=True)

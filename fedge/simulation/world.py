@@ -11,13 +11,13 @@ import torch
 from flwr.app import Context
 
 from fedge import plugins
-from fedge.config import Config, load_config
+from fedge.config import Config, Fleet, load_config
 from fedge.data import load
 from fedge.data.roles import assign_roles
 from fedge.data.split import split_client
 from fedge.data.types import ClientData, Dataset, Roles, Windows
 from fedge.errors import ConfigError, DataError
-from fedge.federated.client import Device
+from fedge.federated.client import Device, link_budget
 from fedge.federated.client_state import StateStore
 from fedge.federated.coding import Weights, build_codec
 from fedge.federated.plan import Coding, Plan
@@ -63,7 +63,7 @@ class World:
 
     def device(self, partition: int, store: StateStore) -> Device:
         """The device of participant number ``partition``."""
-        client, budgets = self.roles.participants[partition], self.config.fleet.uplink_bytes
+        client, budgets = self.roles.participants[partition], uplink_budgets(self.config.fleet)
         return Device(
             id=client,
             key=self.key(client),
@@ -80,6 +80,16 @@ class World:
         later = {c: self.parts[c].later for c in self.roles.participants}
         unseen = {c: self.dataset.clients[c] for c in self.roles.unseen}
         return {c: w for c, w in {**later, **unseen}.items() if len(w)}
+
+
+def uplink_budgets(fleet: Fleet) -> tuple[int, ...]:
+    """Most bytes of an answer, dealt to the participants in turn; empty where there is no limit.
+
+    Raises:
+        ConfigError: a link is too slow for any answer.
+    """
+    links = fleet.uplink_bits_per_second
+    return fleet.uplink_bytes or tuple(link_budget(speed, fleet.answer_seconds) for speed in links)
 
 
 def joined(parts: list[Windows]) -> Windows:
@@ -101,12 +111,12 @@ def build_world(config: Config) -> World:
             build_codec(Coding(link.codec, link.settings))
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-    if config.fleet.uplink_bytes:
-        tight = {**config.uplink.settings, "budget_bytes": min(config.fleet.uplink_bytes)}
+    if budgets := uplink_budgets(config.fleet):
+        tight = {**config.uplink.settings, "budget_bytes": min(budgets)}
         try:
             build_codec(Coding(config.uplink.codec, tight))
         except ConfigError as error:
-            raise ConfigError(f"fleet.uplink_bytes: the codec cannot keep to a budget: {error}") from None
+            raise ConfigError(f"fleet: the codec cannot keep to a budget: {error}") from None
     data = config.data
     dataset = _without_small(load(data.source, window=data.window, step=data.step), skip=data.skip_small)
     roles = assign_roles(

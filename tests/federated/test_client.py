@@ -11,8 +11,16 @@ import torch
 import fedge.federated.client as client_module
 from federated.build import MemoryStore, same_weights, trained_of
 from fedge import plugins
-from fedge.errors import DataError, PayloadError, SignatureError, UpdateError
-from fedge.federated.client import HELLO, SMALLEST_BUDGET, UPDATE, Device, client_round, signed_parts
+from fedge.errors import ConfigError, DataError, PayloadError, SignatureError, UpdateError
+from fedge.federated.client import (
+    HELLO,
+    SMALLEST_BUDGET,
+    UPDATE,
+    Device,
+    client_round,
+    link_budget,
+    signed_parts,
+)
 from fedge.federated.client_state import ClientState
 from fedge.federated.coding import apply_step, build_codec, encode_dense, limits, snapshot_step
 from fedge.federated.frames import (
@@ -517,3 +525,10 @@ def test_a_client_without_windows_to_train_on_answers_all_the_same(
     client_round(_welcome(small_prepared), empty)
     answer = trained_of(client_round(_task(small_prepared), empty))
     assert (answer.weight, answer.payload, answer.score, answer.judged) == (0, b"", 0.0, None)
+
+
+def test_a_link_and_a_time_make_a_budget() -> None:
+    assert link_budget(1000, 10) == 1250
+    assert link_budget(SMALLEST_BUDGET * 8, 1) == SMALLEST_BUDGET
+    with pytest.raises(ConfigError, match="allow"):
+        link_budget(SMALLEST_BUDGET * 8 - 8, 1)
