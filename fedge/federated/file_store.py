@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from fedge.durable import flush_folder
 from fedge.errors import PayloadError, SetupError
 
 MAX_STATE_BYTES = 1 << 30
@@ -134,7 +135,7 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:  # a full disk, most likely: give back what was taken
         new.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def unfinished(path: Path) -> Path:
@@ -160,15 +161,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(content: bytes) -> bytes:

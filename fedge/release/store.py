@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedge.durable import flush_folder
 from fedge.errors import ReleaseError, SetupError
 from fedge.release.bundle import Bundle
 from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, parse
@@ -87,7 +88,7 @@ def _publish(releases: Path, version: int, bundle: Bundle) -> Path:
     if place.exists():
         if load(releases.parent, version) != bundle:
             raise ReleaseError(f"another release {version} is at {place}; a release is never overwritten")
-        _flush_folder(releases)  # an earlier call may have been stopped just before this
+        flush_folder(releases)  # an earlier call may have been stopped just before this
         return place
     unfinished = releases / f"{_UNFINISHED}{_name(version)}"
     try:
@@ -96,7 +97,7 @@ def _publish(releases: Path, version: int, bundle: Bundle) -> Path:
     except BaseException:  # a full disk, most likely: give back what was taken
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    _flush_folder(releases)
+    flush_folder(releases)
     return place
 
 
@@ -105,7 +106,7 @@ def _write_release(folder: Path, bundle: Bundle) -> None:
     os.mkdir(folder)
     for name, content in ((MODEL, bundle.model), (MANIFEST, bundle.manifest), (SIGNATURE, bundle.signature)):
         _write(folder / name, content)
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def _locked(releases: Path) -> Iterator[Path]:
     """Make the folder and hold a lock on it, which a killed process drops."""
     for missing in reversed([f for f in (releases, *releases.parents) if not f.exists()]):
         missing.mkdir(exist_ok=True)
-        _flush_folder(missing.parent)
+        flush_folder(missing.parent)
     handle = os.open(releases, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -129,15 +130,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path, limit: int) -> bytes:
