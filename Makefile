@@ -17,6 +17,7 @@ test-full: lint  ## the same, with the wide checks at their full width
 bench: setup  ## what the codecs and the traffic cost, measured here
 	$(BIN)/fedge bench codec
 	$(BIN)/fedge bench communication --seeds 1
+	$(BIN)/fedge bench learning --seeds 1
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,10 +6,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedge import __version__
 from fedge.errors import FedgeError, InputError, SetupError
+
+if TYPE_CHECKING:
+    from fedge.config import Config
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -82,25 +85,30 @@ def _parser() -> argparse.ArgumentParser:
 def _add_simulate(commands: Any) -> None:
     text = "run the whole life of a model on this machine"
     simulate = commands.add_parser("simulate", help=text, description=text.capitalize() + ".")
-    simulate.add_argument(
-        "scenario",
-        nargs="?",
-        help="a built-in name or a TOML file (default: watch, or the task's with --data)",
-    )
-    simulate.add_argument("--task", metavar="NAME", help="what is learned (default: the scenario's)")
-    simulate.add_argument("--data", metavar="PATH", help="your own data: an .npz file or a folder")
+    _add_settings(simulate)
     simulate.add_argument("--clients", type=int, metavar="N", help="only the first N participants")
-    simulate.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
     simulate.add_argument("--engine", choices=["local"], default="local", help="what runs the clients")
     simulate.add_argument("--seed", type=int, metavar="N", help="everything random follows from it")
-    simulate.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as local.epochs=3"
-    )
     simulate.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: runs/SCENARIO-001)"
     )
     simulate.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     simulate.set_defaults(run=_simulate)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """What ``_config`` reads."""
+    parser.add_argument(
+        "scenario",
+        nargs="?",
+        help="a built-in name or a TOML file (default: watch, or the task's with --data)",
+    )
+    parser.add_argument("--task", metavar="NAME", help="what is learned (default: the scenario's)")
+    parser.add_argument("--data", metavar="PATH", help="your own data: an .npz file or a folder")
+    parser.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as local.epochs=3"
+    )
 
 
 def _add_report(commands: Any) -> None:
@@ -138,28 +146,42 @@ def _add_bench(commands: Any) -> None:
     communication.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
     communication.add_argument("--out", type=Path, metavar="DIR", help="where to write the plot")
     communication.set_defaults(run=_bench_communication)
-    for each in (codec, communication):
+    text = "re-distillation, distillation, int8 and cutting: what each does to the score"
+    learning = kinds.add_parser("learning", help=text, description=text.capitalize() + ".")
+    _add_settings(learning)
+    learning.add_argument(
+        "--split", choices=["natural", "skewed", "missing"], help="what data are taken away (data.split)"
+    )
+    learning.add_argument("--seeds", type=int, default=3, metavar="N", help="runs to average (default: 3)")
+    learning.add_argument(
+        "--folds", type=int, default=1, metavar="N", help="rotations of who is unseen (default: 1, as set)"
+    )
+    learning.add_argument(
+        "--only", metavar="PARTS", help="such as modes,int8 (default: all that fit the task)"
+    )
+    learning.set_defaults(run=_bench_learning)
+    for each in (codec, communication, learning):
         each.add_argument("--json", action="store_true", help="print one JSON object on the last line")
 
 
-def _simulate(options: argparse.Namespace) -> None:
+def _config(options: argparse.Namespace, more: Mapping[str, Any]) -> "Config":
+    """The scenario, or the task's defaults for the user's own data, with everything that the options set."""
     from fedge.config import load_config
 
     own_data = options.data is not None and options.scenario is None
     scenario = None if own_data else options.scenario or "watch"
-    keys = {
-        "data.source": options.data,
-        "data.clients": options.clients,
-        "rounds.rounds": options.rounds,
-        "seed": options.seed,
-    }
     if options.data == "":
         raise InputError("--data is empty; give an .npz file or a folder")
-    if options.clients is not None and options.clients < 1:
-        raise InputError(f"--clients {options.clients}: at least one client must take part")
+    keys = {"data.source": options.data, "rounds.rounds": options.rounds, **more}
     overrides = {key: value for key, value in keys.items() if value is not None}
     name = re.sub(r"[^\w.-]", "_", Path(options.data).stem)[:60] if own_data else "custom"
-    config = load_config(scenario, overrides, options.set, options.task, name)
+    return load_config(scenario, overrides, options.set, options.task, name)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    if options.clients is not None and options.clients < 1:
+        raise InputError(f"--clients {options.clients}: at least one client must take part")
+    config = _config(options, {"data.clients": options.clients, "seed": options.seed})
 
     from fedge.simulation.run import run
 
@@ -195,6 +217,14 @@ def _bench_communication(options: argparse.Namespace) -> None:
 
     result = communication.run(options.data, options.task, options.seeds, options.rounds, options.out)
     _print_bench(result, communication.lines, as_json=options.json)
+
+
+def _bench_learning(options: argparse.Namespace) -> None:
+    config = _config(options, {"data.split": options.split})
+    from fedge.bench import learning
+
+    result = learning.run(config, options.seeds, options.folds, options.only)
+    _print_bench(result, learning.lines, as_json=options.json)
 
 
 def _print_bench(

@@ -32,11 +32,26 @@ def _setting(
 class Data:
     """Whose data there is, and who plays which part."""
 
-    source: str = _setting("watch", "'watch', an .npz file, or a folder with one CSV or Parquet per client")
+    source: str = _setting(
+        "watch", "'watch', 'digits', an .npz file, or a folder with one CSV or Parquet per client"
+    )
+    target: str = _setting("y", "which array of an .npz file is to be learned")
+    normal: str = _setting(
+        "", "anomalies: which windows may be learned from, such as 'rul > 100'; default y == 0"
+    )
+    most: float = _setting(0.0, "numbers: a target above this counts as this; 0 for no bound", 0, 1e9)
     server_clients: tuple[str, ...] = _setting(
         (), "ids (or patterns) whose data is the server's; default a fifth"
     )
     unseen_clients: tuple[str, ...] = _setting((), "ids (or patterns) held out altogether; default a fifth")
+    server_unlabelled: tuple[str, ...] = _setting(
+        (), "ids (or patterns) whose windows the server has, but not their labels"
+    )
+    split: str = _setting(
+        "natural",
+        "skewed: each client trains on two classes only; missing: the server's data lack two classes",
+        among=("natural", "skewed", "missing"),
+    )
     clients: int = _setting(0, "take only the first so many participants; 0 for all", 0, 1_000_000)
     judge_share: float = _setting(0.1, "share of a client's training part kept to judge candidates", 0, 0.5)
     window: int = _setting(128, "samples of a window, where a folder of recordings is cut", 4, 65_536)
@@ -50,24 +65,51 @@ class Data:
 class Teacher:
     """The large model on the server."""
 
-    size: str = _setting("base", "width of the residual network", among=("base", "large"))
+    family: str = _setting("", "residual, inception or autoencoder; default the task's")
+    size: str = _setting(
+        "small",
+        "about 0.2, 0.7, 2.5 or 10 million parameters",
+        among=("small", "base", "large", "huge"),
+    )
     epochs: int = _setting(30, "passes over the server's data", 1, 10_000)
     learning_rate: float = _setting(3e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
     batch: int = _setting(64, "windows per step", 2, 4096)
+    module: str = _setting("", "your own instead: 'package.module:Name' of a torch module, not trained here")
+    weights: str = _setting("", "its .safetensors file")
+    onnx: str = _setting("", "or your own as an ONNX file")
+    cache: bool = _setting(True, "keep trained teachers in the cache folder and use them again")
 
 
 @dataclass(frozen=True)
 class Student:
     """The small model that clients fine-tune, and how it is made from the teacher."""
 
-    size: str = _setting("small", "about 5 k, 19 k or 56 k parameters", among=("tiny", "small", "medium"))
-    loss: str = _setting("soft_targets", "distillation loss, a file of fedge/distill")
+    family: str = _setting("plain", "kind of convolutions", among=("plain", "separable"))
+    size: str = _setting(
+        "small",
+        "about 5 k, 20 k, 60 k or 200 k parameters",
+        among=("tiny", "small", "medium", "large"),
+    )
+    module: str = _setting(
+        "", "your own instead: 'package.module:function' from (window, outputs) to a module"
+    )
+    loss: str = _setting("", "distillation loss, a file of fedge/distill; default the task's")
     temperature: float = _setting(2.0, "softens the teacher's answers", 0.1, 100)
     hard_weight: float = _setting(0.3, "weight of the labels beside the teacher's answers", 0, 1)
+    entropy_weight: float = _setting(0.1, "of the student's entropy, in squared_entropy", 0, 10)
+    feature_weight: float = _setting(0.5, "of the relations between features, in relational", 0, 100)
     epochs: int = _setting(40, "passes of distillation", 1, 10_000)
     tune_epochs: int = _setting(15, "passes of quantization-aware distillation after pruning", 0, 10_000)
     learning_rate: float = _setting(5e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
     batch: int = _setting(64, "windows per step", 2, 4096)
+    keep: float = _setting(1.0, "share of the multiply-adds kept when whole channels are removed", 0.05, 1)
+    most_parameters: int = _setting(0, "remove channels down to so many parameters; 0 for no bound", 0, 10**8)
+    most_us: float = _setting(0.0, "or down to so many microseconds a window here; 0 for no bound", 0, 1e6)
+    cut_steps: int = _setting(3, "steps in which channels are removed, with training between", 1, 100)
+    cut_epochs: int = _setting(8, "passes of distillation after each of them", 0, 10_000)
+    sensitivity: str = _setting(
+        "magnitude", "what weights and channels are chosen by", among=("magnitude", "taylor")
+    )
     prune_share: float = _setting(0.4, "share of the weights (not biases) set to zero for good", 0, 0.95)
 
 
@@ -75,6 +117,11 @@ class Student:
 class Quantize:
     """Int8 activations and the initial download."""
 
+    calibration: str = _setting(
+        "percentile",
+        "fixed range (minmax), or adapted to the values",
+        among=("minmax", "percentile", "mse"),
+    )
     percentile: float = _setting(99.99, "share of activations that is not clipped, in percent", 99, 100)
     headroom: float = _setting(1.2, "factor on calibrated ranges, for what training still changes", 1, 10)
     download_bits: int = _setting(4, "bits per weight of the initial download", 2, 8)
@@ -91,7 +138,15 @@ class Rounds:
     fraction: float = _setting(1.0, "share of the participants in each round", 0.0001, 1)
     max_change: float = _setting(1.0, "an update with a larger entry is refused", 1e-6, 100)
     max_weight: int = _setting(10_000, "most windows that one update counts for", 1, 1_000_000)
+    optimizer: str = _setting(
+        "avg",
+        "what the server does with the mean update; dyn goes with local.dynamic",
+        among=("avg", "avgm", "adam", "dyn"),
+    )
     server_learning_rate: float = _setting(1.0, "factor on the mean update", 0.001, 100)
+    server_momentum: float = _setting(0.9, "of avgm, and first moment of adam", 0, 0.999)
+    server_beta2: float = _setting(0.99, "second moment of adam", 0, 0.9999)
+    server_tau: float = _setting(1e-3, "floor of adam's denominator", 1e-9, 1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +158,21 @@ class Local:
     learning_rate: float = _setting(0.03, "in the first round", 1e-6, 10)
     final_learning_rate: float = _setting(0.01, "in the last round; a cosine lies between", 1e-6, 10)
     momentum: float = _setting(0.9, "of SGD", 0, 0.999)
-    augment: bool = _setting(True, "vary the windows (jitter, scale, offset, time shift)")
+    augment: bool = _setting(
+        True, "vary the windows (jitter, scale, offset, time shift; images: shift, light)"
+    )
+    rotate: tuple[str, ...] = _setting(
+        (),
+        "names of the channels of 3-axis sensors, three by three, to turn at random (x, y, z scaled alike)",
+    )
+    rotate_degrees: float = _setting(15.0, "largest angle", 0, 180)
+    proximal: float = _setting(
+        0.0, "FedProx: weight of half the squared distance to the global weights", 0, 10
+    )
+    dynamic: float = _setting(
+        0.0, "FedDyn: strength of the drift correction; goes with rounds.optimizer dyn", 0, 10
+    )
+    personal_head: bool = _setting(False, "the last layer stays on the client and is never sent")
 
 
 @dataclass(frozen=True)
@@ -131,12 +200,37 @@ class Fleet:
 class Redistill:
     """Teaching the student again from the teacher, in the course of the rounds."""
 
-    mode: str = _setting("ensemble", "who teaches", among=("none", "teacher", "ensemble"))
+    mode: str = _setting(
+        "ensemble",
+        "who teaches; gradient: a step of it in every round, within the update that travels anyway",
+        among=("none", "teacher", "ensemble", "gradient"),
+    )
     every: int = _setting(10, "rounds from one to the next", 1, 1_000_000)
     epochs: int = _setting(5, "passes over the server's data", 1, 1000)
     learning_rate: float = _setting(1e-3, "peak of a one-cycle schedule (AdamW)", 1e-6, 1)
     interpolation: float = _setting(0.3, "0 keeps the aggregate, 1 takes the re-distilled student", 0, 1)
+    proximal: float = _setting(0.0, "weight of half the squared distance to the aggregate", 0, 100)
+    members: int = _setting(8, "clients whose reconstructed models join the ensemble, at most", 0, 1000)
+    gradient_weight: float = _setting(
+        0.3, "gradient: weight of the server's step beside the mean update", 0, 10
+    )
+    gradient_epochs: int = _setting(1, "gradient: passes over the server's data in each round", 1, 100)
+    teacher_epochs: int = _setting(
+        0,
+        "passes in which the federation's ensemble teaches the teacher before it teaches; 0: never",
+        0,
+        1000,
+    )
+    teacher_rate: float = _setting(3e-4, "peak learning rate of the teacher then", 1e-7, 1)
     bits: int = _setting(3, "bits per weight of the change as it travels", 2, 8)
+    judge: str = _setting(
+        "clients",
+        "who judges: sampled clients, or people held back on the server",
+        among=("clients", "server"),
+    )
+    judge_clients: tuple[str, ...] = _setting(
+        (), "of the server's clients, those held back whole to judge; default the last quarter"
+    )
     judges: int = _setting(4, "sampled clients that score the candidate", 2, 1000)
     margin: float = _setting(
         0.0, "how much higher a candidate's score must be, beside a clearly lower loss", -1, 1
@@ -148,7 +242,9 @@ class Release:
     """Signed models for the devices."""
 
     every: int = _setting(10, "rounds from one release to the next", 1, 1_000_000)
-    margin: float = _setting(0.02, "how much worse a device's own score may be (gate)", 0, 1)
+    margin: float = _setting(
+        0.02, "how much worse a device's own score may be (gate); of an error, a share of it", 0, 1
+    )
     valid_days: int = _setting(90, "days until a release expires", 1, 36_500)
 
 
@@ -316,6 +412,12 @@ def _typed(default: Any, value: Any, path: str) -> Any:
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
+def redistils(config: Config) -> bool:
+    """Whether this run ever tries a re-distilled student (``gradient`` mode asks after the first round)."""
+    settings, rounds = config.redistill, config.rounds.rounds
+    return settings.mode != "none" and rounds > (1 if settings.mode == "gradient" else settings.every)
+
+
 def _check(config: Config) -> None:
     """Refuse combinations that cannot work, with the reason."""
     if config.local.final_learning_rate > config.local.learning_rate:
@@ -325,9 +427,20 @@ def _check(config: Config) -> None:
         )
     if config.fleet.uplink_bytes and config.fleet.uplink_bits_per_second:
         raise ConfigError("fleet.uplink_bytes and fleet.uplink_bits_per_second: give one of them")
-    redistils = config.redistill.mode != "none" and config.redistill.every < config.rounds.rounds
-    if redistils and config.data.judge_share == 0:
+    if redistils(config) and config.redistill.judge == "clients" and config.data.judge_share == 0:
         raise ConfigError(
             "data.judge_share is 0, but re-distilled students are judged on that share; "
             "raise it, or set redistill.mode = 'none'"
         )
+    if config.redistill.judge_clients and config.redistill.judge != "server":
+        raise ConfigError("redistill.judge_clients goes with redistill.judge = 'server'")
+    if (config.local.dynamic > 0) != (config.rounds.optimizer == "dyn"):
+        raise ConfigError(
+            "local.dynamic and rounds.optimizer = 'dyn' are two halves of FedDyn: set both or neither"
+        )
+    if len(config.local.rotate) % 3 or len(set(config.local.rotate)) < len(config.local.rotate):
+        raise ConfigError("local.rotate: give three different channels for each sensor")
+    if config.teacher.module and config.teacher.onnx:
+        raise ConfigError("teacher.module and teacher.onnx: give one of them")
+    if config.teacher.weights and not config.teacher.module:
+        raise ConfigError("teacher.weights goes with teacher.module")

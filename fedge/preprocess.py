@@ -3,6 +3,9 @@
 It travels inside the release, and :meth:`Preprocess.apply` is the only path from a sensor's units to a
 model's input, in training and on the device. It does three elementwise float32 operations, each of
 which IEEE 754 rounds in one way only, so the server and every device get the same bits.
+
+What is said of windows ``[n, time, channels]`` holds for images ``[n, height, width, channels]`` too: the
+channels come last here, and first in the model's input.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +19,7 @@ from fedge.errors import DataError, PayloadError
 
 MAX_CHANNELS = 1024
 DEFAULT_CLIP = 10.0
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -55,22 +58,24 @@ class Preprocess:
         """Turn windows in the sensor's units into a model's input.
 
         Args:
-            x: ``[n, time, channels]``, float or integer; converted to float32 before anything else.
-            out: where to write, ``[n, channels, time]`` float32; by default a new array.
+            x: ``[n, time, channels]`` or ``[n, height, width, channels]``, float or integer; converted to
+                float32 before anything else.
+            out: where to write, of the shape that is returned, float32; by default a new array.
 
         Returns:
-            ``[n, channels, time]`` float32, contiguous.
+            ``[n, channels, time]`` or ``[n, channels, height, width]`` float32, contiguous.
 
         Raises:
             DataError: ``x`` has another shape, another kind of number, or holds NaN or infinity.
         """
         x = _windows(x, len(self.mean))
         if out is None:
-            out = np.empty((x.shape[0], x.shape[2], x.shape[1]), np.float32)
+            out = np.empty((len(x), x.shape[-1], *x.shape[1:-1]), np.float32)
         clip = np.float32(self.clip)
+        mean, scale = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in (self.mean, self.scale))
         with np.errstate(over="ignore"):  # an overflow becomes infinity, which is clipped
-            np.subtract(x.transpose(0, 2, 1), self.mean[:, None], out=out)
-            np.divide(out, self.scale[:, None], out=out)
+            np.subtract(np.moveaxis(x, -1, 1), mean, out=out)
+            np.divide(out, scale, out=out)
         np.maximum(out, -clip, out=out)
         return np.minimum(out, clip, out=out)
 
@@ -81,19 +86,20 @@ class Preprocess:
         counts as both) replaces the checks and the clipping of a window that needs neither.
 
         Args:
-            out: ``[1, channels, time]`` float32, contiguous; every call writes its result here.
+            out: ``[1, channels, time]`` or ``[1, channels, height, width]`` float32, contiguous; every
+                call writes its result here.
 
         Returns:
-            A function of one window ``[1, time, channels]``; raises ``DataError`` as ``apply`` does.
-            Not for several threads at once.
+            A function of one window ``[1, time, channels]`` or image ``[1, height, width, channels]``;
+            raises ``DataError`` as ``apply`` does. Not for several threads at once.
         """
-        shape = (1, out.shape[2], len(self.mean))
+        shape = (1, *out.shape[2:], len(self.mean))
         mean, scale = (np.ascontiguousarray(np.broadcast_to(v, shape)) for v in (self.mean, self.scale))
         work = np.empty(shape, np.float32)
-        flat, target, clip = work.reshape(-1), out.transpose(0, 2, 1), float(np.float32(self.clip))
+        flat, target, clip = work.reshape(-1), np.moveaxis(out, 1, -1), float(np.float32(self.clip))
 
         def write(x: NDArray[Any]) -> None:
-            if x.shape == shape and x.dtype == _FLOAT32:
+            if x.shape == shape and (x.dtype == _FLOAT32 or x.dtype == _UINT8):  # a camera's bytes are exact
                 try:
                     np.subtract(x, mean, work)
                     np.divide(work, scale, work)
@@ -112,23 +118,27 @@ class Preprocess:
 
 
 def fit(x: NDArray[Any], clip: float = DEFAULT_CLIP) -> Preprocess:
-    """Mean and standard deviation of each channel over all windows and times of ``x``.
+    """Mean and standard deviation of each channel over all windows and times (or pixels) of ``x``.
 
     A channel that is constant (its deviation is no more than the rounding of its own values) has
     nothing to divide by: it gets scale 1, so that it comes out as zeros.
 
     Args:
-        x: ``[n, time, channels]``, float or integer, in the sensor's units; at least one window.
+        x: ``[n, time, channels]`` or ``[n, height, width, channels]``, float or integer, in the sensor's
+            units; at least one window.
         clip: see :class:`Preprocess`.
 
     Raises:
         DataError: no windows, too many channels, or ``x`` holds NaN or infinity.
     """
-    if x.ndim != 3 or x.size == 0:
-        raise DataError(f"preprocessing is fitted on windows [n, time, channels]; these are {x.shape}")
-    wide = _windows(x, x.shape[2]).astype(np.float64)
-    mean, scale = wide.mean(axis=(0, 1)), wide.std(axis=(0, 1))
-    rounding = np.finfo(np.float32).eps * np.abs(wide).max(axis=(0, 1))
+    if x.ndim not in (3, 4) or x.size == 0:
+        raise DataError(
+            "preprocessing is fitted on windows [n, time, channels] or images [n, height, width, channels]; "
+            f"these are {list(x.shape)}"
+        )
+    wide, over = _windows(x, x.shape[-1]).astype(np.float64), tuple(range(x.ndim - 1))
+    mean, scale = wide.mean(axis=over), wide.std(axis=over)
+    rounding = np.finfo(np.float32).eps * np.abs(wide).max(axis=over)
     scale[scale <= np.maximum(rounding, _SMALLEST)] = 1.0
     return Preprocess(mean.astype(np.float32), scale.astype(np.float32), clip)
 
@@ -151,8 +161,9 @@ def from_dict(raw: object) -> Preprocess:
 
 def _windows(x: NDArray[Any], channels: int) -> NDArray[np.float32]:
     """``x`` as float32, after its shape and values have been checked."""
-    if x.ndim != 3 or x.shape[2] != channels:
-        raise DataError(f"windows must be [n, time, {channels}]; these are {list(x.shape)}")
+    if x.ndim not in (3, 4) or x.shape[-1] != channels:
+        wanted = f"[n, time, {channels}], or images [n, height, width, {channels}]"
+        raise DataError(f"windows must be {wanted}; these are {list(x.shape)}")
     if x.dtype != np.float32:
         if x.dtype.kind not in "fiu":
             raise DataError(f"windows must be numbers, not {x.dtype}")

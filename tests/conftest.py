@@ -1,6 +1,7 @@
 """A small federation, made once: data, settings, everyone's part, teacher and student."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,14 @@ settings.load_profile("wide" if os.environ.get("FEDGE_FULL") == "1" else "same")
 def wide() -> bool:
     """Whether the wide tests run in full."""
     return os.environ.get("FEDGE_FULL") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test finds what an earlier run has left in the user's cache, or leaves anything there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -58,5 +67,5 @@ def small_prepared(small_world: "World") -> "Prepared":
     from fedge.federated.prepare import prepare
     from fedge.observe import silent
 
-    world = small_world
-    return prepare(world.config, world.task, world.server_windows(), len(world.dataset.classes), silent)
+    world, data = small_world, small_world.dataset
+    return prepare(world.config, world.task, world.server_data(), len(data.classes), data.channels, silent)

@@ -50,7 +50,8 @@ DATA: dict[str, dict[str, Any]] = {
     "nan": {"X": _not_a_number()},
     "objects": {"X": np.array([None] * 60, dtype=object)},
     "pickled labels": {"y": np.array([{}] * 60, dtype=object)},
-    "image": {"X": np.zeros((60, 8, 8, 3), np.uint8)},
+    "constant": {"X": np.zeros((60, 8, 8, 3), np.uint8)},
+    "image": {"X": np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)},
     "short": {"X": _arrays()["X"][:, :3]},
     "server has one class": {"y": np.concatenate([np.zeros(12, int), np.tile([0, 1], 24)])},
     "lengths differ": {"y": np.zeros(59, np.int64)},
@@ -165,7 +166,7 @@ def test_settings_that_are_wrong(refused: Refused, arguments: list[str], said: s
     (["nan.npz"], "the first in window 3, time 2, channel 1"),
     (["objects.npz"], "'X' holds Python objects, which are never loaded"),
     (["pickled labels.npz"], "'y' holds Python objects, which are never loaded"),
-    (["image.npz"], "images are not supported yet"),
+    (["constant.npz"], "'X' never changes"),
     (["lengths differ.npz"], "'y' has the shape (59,)"),
     (["negative class.npz"], "'y'"),
     (["slip.npz"], "did you mean 'client'?"),
@@ -179,7 +180,13 @@ def test_data_that_cannot_be_used(refused: Refused, command: str, arguments: lis
 
 
 @_cases(
-    (["server has one class.npz"], "a teacher needs two classes"),
+    (["server has one class.npz"], "12 windows of 1 class(es) to learn from"),
+    (["image.npz"], "task 'activity' is for windows [time, channels]; these are [8, 8, 3]"),
+    (["good.npz", "--task", "camera"], "task 'camera' is for images"),
+    (["good.npz", "--set", "data.split=missing"], "too few left"),
+    (["good.npz", "--set", "data.most=3"], "this task has classes"),
+    (["good.npz", "--set", "redistill.judge=server"], "holds back all of the server's clients"),
+    (["good.npz", "--set", "local.rotate=['a', 'b', 'c']"], "no channel 'a' to rotate"),
     (["short.npz"], "windows of 3 samples are too short"),
     (["good.npz", "--clients", "99"], "99 clients asked for, but 3 can take part"),
     (["good.npz", "--set", "data.unseen_clients=zz"], "data.unseen_clients names 'zz', which no client is"),

@@ -12,6 +12,7 @@ from fedge.errors import ConfigError
 from fedge.federated.client import SMALLEST_BUDGET
 from fedge.federated.coding import build_codec
 from fedge.federated.plan import Coding
+from fedge.federated.pupil import distillation
 from fedge.plugins import load
 from fedge.simulation.world import config_of, to_run_config
 
@@ -37,6 +38,7 @@ WITH: dict[str, dict[str, Any]] = {
     "local.final_learning_rate": {"local.learning_rate": 10.0},
     "data.judge_share": {"redistill.mode": "none"},
 }
+DYN = {"local.dynamic": 0.1, "rounds.optimizer": "dyn"}  # two halves of one method
 
 
 def _named(settings: list[Setting]) -> pytest.MarkDecorator:
@@ -75,7 +77,8 @@ def test_every_number_has_a_range_and_nothing_beyond_it_passes(key: str, spec: "
     assert low < high
     for value in (low, high):
         exact: Any = float(value) if type(spec.default) is float else value
-        assert _got(load_config(None, {**WITH.get(key, {}), key: exact}), key) == value
+        beside = DYN if key == "local.dynamic" and value else WITH.get(key, {})
+        assert _got(load_config(None, {**beside, key: exact}), key) == value
     whole = type(spec.default) is int
     for value in (low - 1, high + 1) if whole else (math.nextafter(low, -99), math.nextafter(high, math.inf)):
         with pytest.raises(ConfigError, match="is not within") as caught:
@@ -120,7 +123,7 @@ def test_no_number_that_is_not_one_passes(key: str, spec: "Field[Any]", value: s
 @_named(WORDS)
 def test_words_are_among_the_known_ones(key: str, spec: "Field[Any]") -> None:
     for word in spec.metadata["among"]:
-        assert _got(load_config(None, {key: word}), key) == word
+        assert _got(load_config(None, {**(DYN if word == "dyn" else {}), key: word}), key) == word
         assert f"did you mean {word!r}?" in _refused(f"{key}={word}x")
     assert "known: " in _refused(f"{key}=zzzzzzzzz")
 
@@ -247,6 +250,26 @@ def test_a_scenario_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_config(str(folder), {})
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"local.dynamic": 0.1}, "two halves of FedDyn"),
+        ({"rounds.optimizer": "dyn"}, "two halves of FedDyn"),
+        ({"local.rotate": ["x", "y"]}, "three different channels"),
+        ({"local.rotate": ["x", "y", "x"]}, "three different channels"),
+        ({"teacher.module": "a:B", "teacher.onnx": "b.onnx"}, "give one of them"),
+        ({"teacher.weights": "a.safetensors"}, "goes with teacher.module"),
+        ({"data.judge_share": 0.0}, "data.judge_share is 0"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(settings: dict[str, Any], said: str) -> None:
+    assert said in _refused(**settings)
+
+
+def test_no_judge_share_is_needed_where_people_on_the_server_judge() -> None:
+    assert load_config(None, {"data.judge_share": 0.0, "redistill.judge": "server"}).data.judge_share == 0
+
+
 def test_a_scenario_of_ones_own_has_the_name_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("seed = 3\n[rounds]\nrounds = 7\n")
@@ -260,8 +283,7 @@ def test_a_scenario_of_ones_own_has_the_name_of_its_file(tmp_path: Path) -> None
 def test_every_built_in_scenario_is_possible(name: str) -> None:
     config = load_config(name, {})
     assert config.scenario == name
-    load("task", config.task)
-    load("distillation loss", config.student.loss)
+    distillation(config, load("task", config.task).TASK)
     for link in (config.uplink, config.downlink):
         build_codec(Coding(link.codec, link.settings))
 

@@ -52,6 +52,88 @@ def test_every_way_gives_the_bits_of_scalar_arithmetic(
         assert out.tobytes() == expected[i : i + 1].tobytes()
 
 
+def naive_image(p: Preprocess, x: NDArray[Any]) -> NDArray[np.float32]:
+    """An image is a window whose times are its pixels, row by row."""
+    n, height, width, channels = x.shape
+    return naive(p, x.reshape(n, height * width, channels)).reshape(n, channels, height, width)
+
+
+pixel_types = st.sampled_from([np.uint8, np.int8, np.uint16, np.int64, np.float32, np.float64])
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4)),
+    pixel_types,
+    st.floats(0.125, 100, width=32),
+)
+def test_every_way_of_an_image_gives_the_bits_of_scalar_arithmetic(
+    seed: int, shape: tuple[int, ...], kind: type, clip: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 128 if kind is np.int8 else 256, shape).astype(kind)
+    mean, scale = rng.uniform(0, 255, shape[-1]), rng.uniform(0.5, 90, shape[-1])
+    p = Preprocess(mean.astype(np.float32), scale.astype(np.float32), clip)
+    expected = naive_image(p, x)
+    result = p.apply(x)
+    assert result.flags.c_contiguous
+    assert result.dtype == np.float32
+    assert result.tobytes() == expected.tobytes()
+    assert p.apply(np.asfortranarray(x)).tobytes() == expected.tobytes()
+    out = np.empty((1, shape[-1], *shape[1:3]), np.float32)
+    write = p.into(out)
+    for i in range(len(x)):
+        write(x[i : i + 1])
+        assert out.tobytes() == expected[i : i + 1].tobytes()
+
+
+def test_bytes_of_a_camera_do_not_wrap_around() -> None:
+    """In uint8, 0 - 200 would be 56."""
+    p = Preprocess(np.array([200], np.float32), np.array([100], np.float32))
+    x = np.array([0, 200, 255], np.uint8).reshape(1, 1, 3, 1)
+    expected = np.array([-2, 0, 0.55], np.float32)
+    assert np.array_equal(p.apply(x).ravel(), expected)
+    out = np.empty((1, 1, 1, 3), np.float32)
+    p.into(out)(x)
+    assert np.array_equal(out.ravel(), expected)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_fit_on_images_is_per_channel_over_all_pixels(kind: type) -> None:
+    rng = np.random.default_rng(8)
+    x = rng.integers(0, [40, 90, 250], (20, 8, 6, 3)).astype(kind)
+    p = fit(x)
+    for c in range(3):
+        pixels = [float(v) for v in x[..., c].ravel()]
+        mean = sum(pixels) / len(pixels)
+        assert p.mean[c] == pytest.approx(mean, rel=1e-6)
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in pixels) / len(pixels))
+        assert p.scale[c] == pytest.approx(deviation, rel=1e-6)
+    z = p.apply(x).astype(np.float64)
+    np.testing.assert_allclose(z.mean(axis=(0, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std(axis=(0, 2, 3)), 1, atol=1e-5)
+
+
+def test_constant_channel_of_images_comes_out_as_zeros() -> None:
+    x = np.random.default_rng(9).integers(0, 256, (4, 5, 6, 2), np.uint8)
+    x[..., 1] = 255
+    p = fit(x)
+    assert p.scale[1] == 1.0
+    assert not p.apply(x)[:, 1].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_broken_pixel_is_refused(bad: float) -> None:
+    x = np.random.default_rng(10).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    p, out = fit(x), np.empty((1, 3, 4, 5), np.float32)
+    x[1, 2, 3, 1] = bad
+    for use in (fit, p.apply):
+        with pytest.raises(DataError, match="finite"):
+            use(x)
+    with pytest.raises(DataError, match="finite"):
+        p.into(out)(x[1:])
+
+
 def test_result_is_channels_first_float32_contiguous_and_clipped() -> None:
     rng = np.random.default_rng(0)
     x = windows(rng)
@@ -97,6 +179,11 @@ def test_integers_and_float64_are_rounded_to_float32_first() -> None:
     out = np.empty((1, 2, 5), np.float32)
     p.into(out)(x[:1])
     assert out.tobytes() == p.apply(x[:1]).tobytes()
+    long = np.full((1, 5, 2), 2**24 + 1)  # float32 has no such number
+    big = Preprocess(np.full(2, 2.0**24, np.float32), np.full(2, 0.5, np.float32))
+    big.into(out)(long)
+    assert not out.any()
+    assert not big.apply(long).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
@@ -115,7 +202,9 @@ def test_values_that_are_not_finite_float32_are_refused(bad: float) -> None:
             p.into(out)(wrong[2:3])
 
 
-@pytest.mark.parametrize("shape", [(7, 3), (2, 7, 4), (2, 3, 7), (2, 7, 3, 1), (0,), (7,)])
+@pytest.mark.parametrize(
+    "shape", [(7, 3), (2, 7, 4), (2, 3, 7), (2, 7, 3, 1), (2, 3, 7, 7), (2, 1, 1, 7, 3), (0,), (7,), ()]
+)
 def test_windows_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     p = fit(windows(np.random.default_rng(6)))
     with pytest.raises(DataError, match="windows must be"):
@@ -131,7 +220,20 @@ def test_windows_that_are_no_numbers_are_refused(kind: str) -> None:
         p.apply(np.zeros((2, 7, 3), kind))
 
 
-@pytest.mark.parametrize("shape", [(0, 7, 3), (5, 0, 3), (5, 7, 0), (5, 7), (1, 1, MAX_CHANNELS + 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (0, 7, 3),
+        (5, 0, 3),
+        (5, 7, 0),
+        (5, 7),
+        (2, 0, 7, 3),
+        (2, 7, 7, 0),
+        (1, 2, 3, 4, 5),
+        (),
+        (1, 1, MAX_CHANNELS + 1),
+    ],
+)
 def test_nothing_to_fit_on_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError):
         fit(np.zeros(shape, np.float32))
@@ -140,6 +242,7 @@ def test_nothing_to_fit_on_is_refused(shape: tuple[int, ...]) -> None:
 def test_no_windows_are_no_error_to_apply() -> None:
     p = fit(windows(np.random.default_rng(7)))
     assert p.apply(np.zeros((0, 7, 3), np.float32)).shape == (0, 3, 7)
+    assert p.apply(np.zeros((0, 4, 5, 3), np.uint8)).shape == (0, 3, 4, 5)
 
 
 def test_arrays_inside_cannot_be_changed() -> None:

@@ -11,9 +11,9 @@ from fedge.data.types import Windows
 from fedge.federated.coding import Support, Weights
 from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared, make_plan
-from fedge.federated.training import fine_tune, logits
+from fedge.federated.training import answers, fine_tune
 from fedge.seeding import derive
-from fedge.simulation.world import Scorer, World, build_world, joined, mean
+from fedge.simulation.world import Scorer, World, build_world, mean
 
 LOCAL_EPOCHS = 5
 """Epochs of a participant on its own windows after the last round; they cost no bytes."""
@@ -50,7 +50,7 @@ class Bench:
         return self.prepared.plan
 
     def training_data(self, client: str) -> tuple[Tensor, Tensor]:
-        """A participant's windows ``[n, channels, time]`` and labels ``[n]``."""
+        """A participant's windows ``[n, channels, *size]`` and labels or numbers ``[n]``."""
         return self._tensors(self.world.parts[client].train)
 
     def device_seed(self, partition: int) -> int:
@@ -63,9 +63,9 @@ class Bench:
         return Scores(found["clients"], found["unseen"], self._judged(weights) if judge else 0.0)
 
     def _judged(self, weights: Weights) -> float:
-        windows = joined([self.world.parts[c].judge for c in self.world.roles.participants])
+        windows = Windows.joined([self.world.parts[c].judge for c in self.world.roles.participants])
         x, y = self._tensors(windows)
-        return self.world.task.score(logits(self.plan, weights, x, quantized=False), y.numpy())
+        return self.world.task.score(answers(self.plan, weights, x, quantized=False), y.numpy())
 
     def _tensors(self, windows: Windows) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self.plan.preprocess.apply(windows.x)), torch.from_numpy(windows.y)
@@ -84,7 +84,7 @@ def shared_world(config: Config) -> World:
 def make_bench(config: Config, world: World, prepared: Prepared) -> Bench:
     """A method on a student that is already made; the plan follows from the method's own settings."""
     old = prepared.plan
-    plan = make_plan(config, old.spec, old.preprocess, old.scales)
+    plan = make_plan(config, old.spec, old.preprocess, old.scales, world.dataset.channels)
     return Bench(config, world, replace(prepared, plan=plan), Scorer.of(world, plan))
 
 
@@ -105,6 +105,6 @@ def own_score_after_local_epochs(bench: Bench, weights: Weights, support: Suppor
             seed = derive(bench.device_seed(partition), "local epochs at the end")
             rate = bench.config.local.final_learning_rate
             tuned, _ = fine_tune(plan, bench.world.task, weights, support, (x, y), rate, seed)
-        answers = logits(plan, tuned, later, quantized=False)
-        found.append(bench.world.task.score(answers, np.asarray(bench.world.parts[client].later.y)))
+        given = answers(plan, tuned, later, quantized=False)
+        found.append(bench.world.task.score(given, np.asarray(bench.world.parts[client].later.y)))
     return mean(found)

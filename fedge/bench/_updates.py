@@ -125,8 +125,10 @@ class _Recorder:
 
 
 def _run(world: World, clients: _Recorder, folder: Path) -> None:
-    config, classes = world.config, len(world.dataset.classes)
-    prepared = prepare(config, world.task, world.server_windows(), classes, silent)
+    config, dataset = world.config, world.dataset
+    prepared = prepare(
+        config, world.task, world.server_data(), len(dataset.classes), dataset.channels, silent
+    )
     clients.shapes.update(prepared.support.shapes())
     enrolled = {c: world.key(c).public for c in world.roles.participants}
     with Journal(folder / "journal.sqlite") as journal:

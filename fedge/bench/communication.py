@@ -237,15 +237,15 @@ def _make_students(plan: Plan, folder: Path, each: Each, observer: Observer) -> 
 
 def _prepare(job: Job) -> None:
     world = shared_world(job.config)
-    made = prepare(job.config, world.task, world.server_windows(), len(world.dataset.classes), silent)
+    classes, channels = len(world.dataset.classes), world.dataset.channels
+    made = prepare(job.config, world.task, world.server_data(), classes, channels, silent)
     job.prepared.write_bytes(pack_prepared(made))
 
 
 def _run_job(job: Job) -> Curve:
     """One method on one seed."""
     world = shared_world(job.config)
-    windows, classes = world.server_windows(), len(world.dataset.classes)
-    made = unpack_prepared(job.prepared.read_bytes(), job.config, world.task, windows, classes)
+    made = unpack_prepared(job.prepared.read_bytes(), job.config, world.task, world.server_data())
     bench = make_bench(job.config, world, made)
     with tempfile.TemporaryDirectory(prefix="fedge-bench-") as folder:
         if job.recipe is None:

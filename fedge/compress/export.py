@@ -3,7 +3,8 @@
 The graph is written by hand rather than traced: every scale in it is the one that fake quantization used,
 so what the clients trained is what ships. Weights are int8 per output channel, activations int8 per tensor
 (S8S8), biases int32; ONNX Runtime fuses the QuantizeLinear/DequantizeLinear pairs into integer kernels.
-Input ``window`` is float32 ``[batch, channels, time]``, output ``scores`` float32 ``[batch, classes]``.
+Input ``window`` is float32 ``[batch, channels, time]`` (images ``[batch, channels, height, width]``), output
+``scores`` float32 ``[batch, classes]``, or ``[batch, 1]`` for a number or an anomaly score.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fedge.compress.quantize import Scales, bounds, zero_point
-from fedge.models.student import StudentSpec
+from fedge.models.student import SPREAD_FLOOR, Conv, Reconstruction, StudentSpec
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -37,6 +38,19 @@ class _Graph:
     def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
+
+    def convolution(self, spec: StudentSpec, c: Conv, inputs: list[str]) -> str:
+        """One convolution of the description, without its ReLU."""
+        flat = len(spec.size)
+        return self.node(
+            "Conv",
+            inputs,
+            f"{c.name}.sum",
+            kernel_shape=[c.kernel] * flat,
+            strides=[c.stride] * flat,
+            pads=[c.kernel // 2] * 2 * flat,
+            **({"group": c.groups} if c.groups > 1 else {}),
+        )
 
     def rounded(self, tensor: str, name: str, scale: float) -> str:
         """Round a float tensor to int8 and back."""
@@ -88,18 +102,12 @@ def export_int8(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
     before = "input"
     for c in spec.convs:
         w, b = graph.weights(c.name, arrays, scales[before])
-        pads = [c.kernel // 2] * 2
-        y = graph.node(
-            "Conv", [x, w, b], f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads
-        )
-        y = graph.node("Relu", [y], f"{c.name}.relu")
+        y = graph.node("Relu", [graph.convolution(spec, c, [x, w, b])], f"{c.name}.relu")
         x, before = graph.rounded(y, c.name, scales[c.name]), c.name
-    x = graph.node("GlobalAveragePool", [x], "pooled")
-    x = graph.node("Flatten", [x], "flat", axis=1)
+    x = graph.node("Flatten", [graph.node("GlobalAveragePool", [x], "pooled")], "flat", axis=1)
     x = graph.rounded(x, "mean", scales["mean"])
     w, b = graph.weights("head", arrays, scales["mean"])
-    graph.node("Gemm", [x, w, b], "scores", transB=1)
-    return _serialized(spec, graph)
+    return _finished(spec, graph, [x, w, b])
 
 
 def export_float(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
@@ -109,21 +117,51 @@ def export_float(spec: StudentSpec, arrays: Arrays, scales: Scales) -> bytes:
         graph.constant(name, value)
     x = graph.clipped("window", "input", scales["input"])
     for c in spec.convs:
-        pads = [c.kernel // 2] * 2
-        inputs = [x, f"{c.name}.weight", f"{c.name}.bias"]
-        y = graph.node(
-            "Conv", inputs, f"{c.name}.sum", kernel_shape=[c.kernel], strides=[c.stride], pads=pads
-        )
+        y = graph.convolution(spec, c, [x, f"{c.name}.weight", f"{c.name}.bias"])
         x = graph.clipped(y, c.name, scales[c.name])  # from 0: the ReLU is in it
     x = graph.node("Flatten", [graph.node("GlobalAveragePool", [x], "pooled")], "flat", axis=1)
     x = graph.clipped(x, "mean", scales["mean"])
-    graph.node("Gemm", [x, "head.weight", "head.bias"], "scores", transB=1)
+    return _finished(spec, graph, [x, "head.weight", "head.bias"])
+
+
+def _finished(spec: StudentSpec, graph: _Graph, inputs: list[str]) -> bytes:
+    """The dense layer, and for a reconstruction how far it is off; then the whole model."""
+    if spec.reconstruction is None and spec.number is None:
+        graph.node("Gemm", inputs, "scores", transB=1)
+        return _serialized(spec, graph)
+    said = graph.node("Gemm", inputs, "said", transB=1)
+    if (r := spec.reconstruction) is None:
+        assert spec.number is not None  # noqa: S101 (for the type checker)
+        scale, offset = (np.asarray(v, np.float32) for v in (spec.number.scale, spec.number.offset))
+        scaled = graph.node("Mul", [said, graph.constant("number.scale", scale)], "number.scaled")
+        graph.node("Add", [scaled, graph.constant("number.offset", offset)], "scores")
+        return _serialized(spec, graph)
+    off = graph.node("Sub", [said, _summary(graph, r)], "off")
+    graph.node("ReduceMean", [graph.node("Mul", [off, off], "off.squared")], "scores", axes=[1], keepdims=1)
     return _serialized(spec, graph)
 
 
+def _summary(graph: _Graph, r: Reconstruction) -> str:
+    """``fedge.models.student.summary``, in float, from the window as it comes."""
+    edges = [
+        graph.constant(name, np.asarray([value], np.int64))
+        for name, value in (("end.from", -r.recent), ("end.to", np.iinfo(np.int64).max), ("end.axis", 2))
+    ]
+    end = graph.node("Slice", ["window", *edges], "end")
+    level = graph.node("ReduceMean", [end], "level", axes=[2], keepdims=1)
+    off = graph.node("Sub", [end, level], "end.off")
+    variance = graph.node("ReduceMean", [graph.node("Mul", [off, off], "end.squared")], "variance", axes=[2])
+    floor = graph.constant("floor", np.asarray(SPREAD_FLOOR, np.float32))
+    spread = graph.node(
+        "Log", [graph.node("Add", [graph.node("Sqrt", [variance], "sd"), floor], "sd.up")], "ls"
+    )
+    both = graph.node("Flatten", [graph.node("Concat", [level, spread], "both", axis=1)], "both.flat", axis=1)
+    return graph.node("Div", [both, graph.constant("scale", np.asarray(r.scale, np.float32))], "summary")
+
+
 def _serialized(spec: StudentSpec, graph: _Graph) -> bytes:
-    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", spec.channels, spec.time])
-    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", spec.classes])
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", *spec.input])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", spec.scores])
     body = helper.make_graph(graph.nodes, "student", [window], [scores], graph.constants)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="fedge")
     model.ir_version = 8

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedge.errors import PayloadError
+from fedge.errors import ConfigError, PayloadError
 from fedge.models.student import FLOAT, Numerics, Params, StudentSpec, activations, forward
 
 Scales = Mapping[str, float]
 """Scale of each activation tensor: real value of one int8 step, by the names of ``activations(spec)``."""
 
 _SMALLEST = 1e-8
+_MSE_SAMPLES = 200_000
 
 
 def zero_point(name: str) -> int:
@@ -114,35 +115,66 @@ def _inputs(spec: StudentSpec) -> list[str]:
     return ["input", *(c.name for c in spec.convs[:-1]), "mean"]
 
 
+METHODS = ("minmax", "percentile", "mse")
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """How activation scales are found.
+    """How activation scales are found (Nagel et al. 2021, section 2.2, per tensor).
 
     Attributes:
-        percentile: share of the values, in percent, that must not be clipped; 100 is min-max.
+        method: ``minmax``: fixed, the largest magnitude seen; ``percentile``: adaptive, as ``percentile``
+            says; ``mse``: adaptive, the range of least squared rounding and clipping error.
+        percentile: share of the values, in percent, that must not be clipped.
         headroom: factor on the range, for what training will still change.
     """
 
+    method: str = "percentile"
     percentile: float = 99.99
     headroom: float = 1.2
 
 
 @torch.no_grad()
 def calibrate(spec: StudentSpec, params: Params, x: Tensor, how: Calibration) -> dict[str, float]:
-    """Activation scales for windows like ``x [n, channels, time]``.
+    """Activation scales for windows like ``x [n, channels, *size]``: range times headroom, in 8 bits.
 
-    The range of a tensor is the stated percentile of its magnitudes over all of ``x`` (per tensor; Nagel et
-    al. 2021, section 2.2), times the headroom.
+    Raises:
+        ConfigError: no such method.
     """
+    if how.method not in METHODS:
+        raise ConfigError(f"quantize.calibration: unknown method {how.method!r}; known: {', '.join(METHODS)}")
     ranges: dict[str, float] = {}
 
     def watch(name: str, values: Tensor) -> Tensor:
-        flat = values.abs().flatten()
-        rank = max(1, min(flat.numel(), round(flat.numel() * how.percentile / 100)))
-        ranges[name] = float(flat.kthvalue(rank).values)
+        ranges[name] = _range(name, values.flatten(), how)
         return values
 
     forward(spec, params, x, Numerics(FLOAT.weights, watch))
     steps = {name: 127.0 if zero_point(name) == 0 else 255.0 for name in ranges}
     # float32, because that is how the scale is written into the ONNX model
     return {n: float(torch.tensor(max(r * how.headroom / steps[n], _SMALLEST))) for n, r in ranges.items()}
+
+
+def _range(name: str, values: Tensor, how: Calibration) -> float:
+    """The largest magnitude of ``values`` that is not clipped."""
+    flat = values.abs()
+    if how.method == "minmax":
+        return float(flat.max())
+    if how.method == "mse":
+        return _least_error_range(name, values)
+    rank = max(1, min(flat.numel(), round(flat.numel() * how.percentile / 100)))
+    return float(flat.kthvalue(rank).values)
+
+
+def _least_error_range(name: str, values: Tensor) -> float:
+    """Of 60 ranges up to the largest magnitude, the one whose int8 values are nearest to the real ones."""
+    values = values[:: max(1, values.numel() // _MSE_SAMPLES)]
+    largest, levels = float(values.abs().max()), 127.0 if zero_point(name) == 0 else 255.0
+    best, least = largest, float("inf")
+    for share in torch.linspace(0.02, 1.0, 60).tolist():
+        scale = max(largest * share / levels, _SMALLEST)
+        rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero_point(name), -128, 127)
+        error = float((rounded - values).square().sum())
+        if error < least:
+            best, least = largest * share, error
+    return best

@@ -1,4 +1,6 @@
-"""Finding windows that share samples, from their content alone."""
+"""Finding windows that share samples, and images that are there twice, from their content alone."""
+
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,45 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 _Hashes = NDArray[np.uint64]
 _Mask = NDArray[np.bool_]
+
+
+def overlaps(x: NDArray[np.float32], other: NDArray[np.float32]) -> _Mask:
+    """Which windows, or images, of ``x`` hold something that ``other`` holds too.
+
+    Args:
+        x: ``[n, time, channels]`` or ``[n, height, width, channels]``.
+        other: ``[m, ...]``, likewise.
+
+    Returns:
+        ``[n]`` bool.
+    """
+    return same_image(x, other) if x.ndim == 4 else shares_samples(x, other)
+
+
+def same_image(x: NDArray[np.float32], other: NDArray[np.float32]) -> _Mask:
+    """Which images of ``x`` are in ``other`` too, exactly, and could hardly be equal by chance.
+
+    They could not if at least 16 pixels differ from the one before, row by row. A dark, saturated or blank
+    picture does not count: a camera takes many of those. Pictures of one thing that are only alike are not
+    found; their group has to say so.
+
+    Args:
+        x: ``[n, height, width, channels]``.
+        other: ``[m, height, width, channels]``.
+
+    Returns:
+        ``[n]`` bool.
+    """
+    known = {_digest(image) for image in other}
+    found = np.array([_digest(image) in known for image in x], np.bool_)
+    for index in np.flatnonzero(found):
+        pixels = x[index].reshape(-1, x.shape[3])
+        found[index] = np.count_nonzero((pixels[1:] != pixels[:-1]).any(axis=1)) >= _CHANGES
+    return found
+
+
+def _digest(image: NDArray[np.float32]) -> bytes:
+    return hashlib.sha256((image + np.float32(0)).tobytes()).digest()  # -0.0 becomes 0.0
 
 
 def shares_samples(x: NDArray[np.float32], other: NDArray[np.float32]) -> _Mask:

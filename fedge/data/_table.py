@@ -3,7 +3,7 @@
 import csv
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedge.data._labels import MAX_CLASSES
 from fedge.data._names import check_name, natural_sorted, nearest, shorten
 from fedge.data._zip import MAX_ARRAY_BYTES, check_file
-from fedge.data.npz import MAX_CHANNELS, MAX_CLASSES
+from fedge.data.npz import MAX_CHANNELS
+from fedge.data.types import TargetKind
 from fedge.errors import DataError, SetupError
 
 MAX_ROWS = 20_000_000
@@ -30,14 +32,15 @@ class Recording:
     Attributes:
         timestamp: ``[samples]`` float64, seconds, strictly increasing.
         x: ``[samples, channels]`` float32, in the sensor's own units.
-        label: ``[samples]`` int64, index into ``labels``; None where the file has no column ``label``.
-        labels: the different labels in the file, in natural order.
+        label: ``[samples]`` int64, index into ``labels``, or float64 where the target is a number; None
+            where the file has no column ``label``.
+        labels: the different labels in the file, in natural order; empty where the target is a number.
         channels: names of the channels.
     """
 
     timestamp: NDArray[np.float64]
     x: NDArray[np.float32]
-    label: NDArray[np.int64] | None
+    label: NDArray[Any] | None
     labels: tuple[str, ...]
     channels: tuple[str, ...]
 
@@ -47,11 +50,12 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".parquet")
 
 
-def read_recording(path: Path | str) -> Recording:
+def read_recording(path: Path | str, target: TargetKind = "class") -> Recording:
     """Read one client's CSV or Parquet file.
 
     ``timestamp`` is a number of seconds, or a time (in CSV: ISO 8601), and increases from row to row.
-    ``label`` may be absent; every other column is a channel.
+    ``label`` may be absent; every other column is a channel. With the target ``"number"``, ``label`` holds
+    numbers.
 
     Raises:
         DataError: anything wrong with the file: which row and column, and what to do.
@@ -61,7 +65,7 @@ def read_recording(path: Path | str) -> Recording:
     if not is_table(path):
         raise DataError(f"{path}: is neither .csv nor .parquet")
     check_file(path, "a CSV or Parquet file")
-    recording = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    recording = (_read_csv if path.suffix.lower() == ".csv" else _read_parquet)(path, target)
     if not len(recording.timestamp):
         raise DataError(f"{path}: has no rows of data")
     wrong = np.flatnonzero(~(np.diff(recording.timestamp) > 0))
@@ -125,12 +129,12 @@ class _Labels:
         return rank[codes], tuple(names)
 
 
-def _read_csv(path: Path) -> Recording:
+def _read_csv(path: Path, target: TargetKind) -> Recording:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(_lines(file, path), strict=True)
             names = next(rows, [])
-            return _parse_csv(rows, names, _channels(names, path), path)
+            return _parse_csv(rows, names, target, path)
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8 text") from None
     except csv.Error as error:
@@ -147,10 +151,10 @@ def _lines(file: IO[str], path: Path) -> Iterator[str]:
         yield line
 
 
-def _parse_csv(
-    rows: Iterable[list[str]], names: list[str], channels: tuple[str, ...], path: Path
-) -> Recording:
-    times, values, codes, labels = array("d"), array("f"), array("q"), _Labels(path)
+def _parse_csv(rows: Iterable[list[str]], names: list[str], target: TargetKind, path: Path) -> Recording:
+    channels, numeric = _channels(names, path), target == "number"
+    times, values, labels = array("d"), array("f"), _Labels(path)
+    codes: MutableSequence[Any] = array("d" if numeric else "q")
     time_at, label_at = names.index("timestamp"), names.index("label") if "label" in names else None
     value_at = [(names.index(c), c) for c in channels]
     for number, row in enumerate(rows, start=2):
@@ -162,13 +166,15 @@ def _parse_csv(
         times.append(_seconds(row[time_at], where))
         values.extend([_number(row[at], where, name) for at, name in value_at])
         if label_at is not None:
-            codes.append(labels.number(row[label_at], where))
+            text = row[label_at]
+            codes.append(_number(text, where, "label") if numeric else labels.number(text, where))
         if len(times) > MAX_ROWS or len(values) > MAX_VALUES:
             raise DataError(f"{path}: has more than {MAX_ROWS} rows or {MAX_VALUES} values; split the file")
     x = np.array(values, np.float32).reshape(-1, len(channels))
     if label_at is None:
         return Recording(np.array(times), x, None, (), channels)
-    return Recording(np.array(times), x, *labels.sorted(np.array(codes, np.int64)), channels)
+    label, known = (np.array(codes), ()) if numeric else labels.sorted(np.array(codes, np.int64))
+    return Recording(np.array(times), x, label, known, channels)
 
 
 def _number(text: str, where: str, column: str) -> float:
@@ -202,7 +208,7 @@ def _iso_seconds(text: str, where: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _read_parquet(path: Path) -> Recording:
+def _read_parquet(path: Path, target: TargetKind) -> Recording:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -214,14 +220,14 @@ def _read_parquet(path: Path) -> Recording:
         with pq.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
             channels = _channels(names, path)
-            _check_parquet(file, channels, path)
+            _check_parquet(file, channels, target, path)
         with pq.ParquetFile(path, read_dictionary=[n for n in names if n == "label"]) as file:
-            return _from_table(file.read(), channels, path)
+            return _from_table(file.read(), channels, target, path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: is damaged or no Parquet file ({str(error)[:120]})") from None
 
 
-def _check_parquet(file: Any, channels: tuple[str, ...], path: Path) -> None:
+def _check_parquet(file: Any, channels: tuple[str, ...], target: TargetKind, path: Path) -> None:
     """Refuse by size and by the types of the columns, before a column is read."""
     from pyarrow import types
 
@@ -233,12 +239,14 @@ def _check_parquet(file: Any, channels: tuple[str, ...], path: Path) -> None:
         kind = field.type.value_type if types.is_dictionary(field.type) else field.type
         number = types.is_integer(kind) or types.is_floating(kind)
         text = types.is_string(kind) or types.is_large_string(kind)
-        fits = {"timestamp": number or types.is_timestamp(kind), "label": text or types.is_integer(kind)}
+        named = text or types.is_integer(kind) or (target == "anomaly" and types.is_boolean(kind))
+        label = number if target == "number" else named
+        fits = {"timestamp": number or types.is_timestamp(kind), "label": label}
         if not fits.get(field.name, number):
             raise DataError(f"{path}: column {field.name!r} has the type {field.type}, which it cannot have")
 
 
-def _from_table(table: Any, channels: tuple[str, ...], path: Path) -> Recording:
+def _from_table(table: Any, channels: tuple[str, ...], target: TargetKind, path: Path) -> Recording:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count:
             raise DataError(
@@ -246,18 +254,22 @@ def _from_table(table: Any, channels: tuple[str, ...], path: Path) -> Recording:
             )
     x = np.empty((table.num_rows, len(channels)), np.float32)
     for index, name in enumerate(channels):
-        values = table.column(name).to_numpy()
-        wrong = np.flatnonzero(~(np.abs(values.astype(np.float64)) <= _FLOAT32_MAX))
-        if len(wrong):
-            value = values[wrong[0]]
-            raise DataError(
-                f"{path}: data row {wrong[0] + 1}: column {name!r} is {value}: NaN, infinite or too large"
-            )
-        x[:, index] = values
+        x[:, index] = _parquet_numbers(table, name, path)
     timestamp = _parquet_seconds(table.column("timestamp"), path)
     if "label" not in table.column_names:
         return Recording(timestamp, x, None, (), channels)
+    if target == "number":
+        return Recording(timestamp, x, _parquet_numbers(table, "label", path), (), channels)
     return Recording(timestamp, x, *_parquet_labels(table.column("label"), path), channels)
+
+
+def _parquet_numbers(table: Any, name: str, path: Path) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = table.column(name).to_numpy().astype(np.float64)
+    wrong = np.flatnonzero(~(np.abs(values) <= _FLOAT32_MAX))
+    if len(wrong):
+        row, value = wrong[0] + 1, values[wrong[0]]
+        raise DataError(f"{path}: data row {row}: column {name!r} is {value}: NaN, infinite or too large")
+    return values
 
 
 def _parquet_seconds(column: Any, path: Path) -> NDArray[np.float64]:

@@ -6,34 +6,47 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedge.data import load
-from fedge.data.types import Dataset, Windows
+from fedge.data.types import Dataset, TargetKind, Windows
 from fedge.errors import SetupError
 
 
-def split_to_files(source: str | Path, out: str | Path) -> list[tuple[str, Path, int]]:
+def split_to_files(
+    source: str | Path,
+    out: str | Path,
+    *,
+    target: TargetKind = "class",
+    key: str = "y",
+    normal: str = "",
+) -> list[tuple[str, Path, int]]:
     """Write ``client_ID.npz`` into ``out`` for each client of ``source``, in the format of ``--data``.
 
     The files are written into a temporary folder beside ``out``, which takes its name at the end: either
-    all of them are there or none. What ``scale`` and ``order`` said is applied, so the files hold neither.
+    all of them are there or none. What ``scale``, ``order``, ``key`` and ``normal`` said is applied: the
+    files hold the target as ``y``, and for an anomaly task ``trainable``.
 
     Args:
-        source: ``"watch"``, an ``.npz`` file or a folder, as for ``fedge.data.load``.
+        source: ``"watch"``, ``"digits"``, an ``.npz`` file or a folder, as for ``fedge.data.load``.
         out: the folder; it must not exist, or be empty.
+        target: what is learned, as for ``fedge.data.load``.
+        key: the array that holds it, likewise.
+        normal: what may be trained on, likewise.
 
     Returns:
         For each client its id, its file, and its number of windows.
 
     Raises:
         DataError: the data cannot be used.
+        ConfigError: ``target``, ``key`` or ``normal`` makes no sense.
         SetupError: ``out`` is in the way or cannot be written.
     """
     out = Path(out)
     _check_out(out)
-    data = load(source)
+    data = load(source, target=target, key=key, normal=normal)
     names = file_names(data.clients)
     work = out.absolute().parent / f".{out.name}.{os.getpid()}.part"
     try:
@@ -79,12 +92,15 @@ def _check_out(out: Path) -> None:
 
 
 def _write(path: Path, client: str, windows: Windows, data: Dataset) -> None:
-    np.savez_compressed(
-        path,
-        X=windows.x,
-        y=windows.y,
-        client=np.full(len(windows), client),
-        classes=np.array(data.classes),
-        channels=np.array(data.channels),
-        group=windows.group,
-    )
+    arrays: dict[str, Any] = {
+        "X": windows.x,
+        "y": windows.y,
+        "client": np.full(len(windows), client),
+        "channels": np.array(data.channels),
+        "group": windows.group,
+    }
+    if data.classes:
+        arrays["classes"] = np.array(data.classes)
+    if windows.trainable is not None:
+        arrays["trainable"] = windows.trainable
+    np.savez_compressed(path, **arrays)

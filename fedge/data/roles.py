@@ -1,8 +1,9 @@
 """Who is the server's, who takes part, and who is never seen in training."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import combinations
 
 from fedge.data._names import natural_sorted, nearest, shorten
 from fedge.data.types import Roles
@@ -14,6 +15,8 @@ def assign_roles(
     server_clients: Sequence[str] = (),
     unseen_clients: Sequence[str] = (),
     take: int | None = None,
+    *,
+    unlabelled_clients: Sequence[str] = (),
 ) -> Roles:
     """Give each client its role.
 
@@ -26,6 +29,8 @@ def assign_roles(
         server_clients: the server's instead of the default: ids, or patterns such as ``p03-*``.
         unseen_clients: the unseen ones instead of the default, likewise.
         take: how many of the participants take part (the first ones); None for all.
+        unlabelled_clients: whose windows the server has without labels, likewise; by default nobody's. They
+            have no other role, and the defaults are taken from the others.
 
     Raises:
         DataError: fewer than 3 clients.
@@ -35,22 +40,37 @@ def assign_roles(
     if len(everyone) < 3:
         raise DataError(f"there are {len(everyone)} client(s) ({shorten(everyone)}); 3 or more are needed")
     fifth = max(1, len(everyone) // 5)
-    server = _matching(everyone, server_clients, "data.server_clients")
-    unseen = _matching(everyone, unseen_clients, "data.unseen_clients")
-    both = [c for c in server if c in unseen]
-    if both:
-        raise ConfigError(f"{shorten(both)}: in data.server_clients and in data.unseen_clients; choose one")
+    named = {
+        setting: _matching(everyone, wanted, setting)
+        for setting, wanted in (
+            ("data.server_clients", server_clients),
+            ("data.unseen_clients", unseen_clients),
+            ("data.server_unlabelled", unlabelled_clients),
+        )
+    }
+    _check_apart(named)
+    server, unseen, unlabelled = named.values()
+    others = [c for c in everyone if c not in unlabelled]
     if not unseen:
-        unseen = [c for c in everyone if c not in server][-fifth:]
+        unseen = [c for c in others if c not in server][-fifth:]
     if not server:
-        server = [c for c in everyone if c not in unseen][:fifth]
-    rest = [c for c in everyone if c not in server and c not in unseen]
+        server = [c for c in others if c not in unseen][:fifth]
+    rest = [c for c in others if c not in server and c not in unseen]
     if not rest or not server or not unseen:
         raise ConfigError(
-            f"of {len(everyone)} clients {len(server)} are the server's and {len(unseen)} unseen, which "
-            "leaves too few; name fewer in data.server_clients or data.unseen_clients"
+            f"of {len(everyone)} clients {len(server)} are the server's, {len(unseen)} unseen and "
+            f"{len(unlabelled)} unlabelled, which leaves too few; name fewer in data.server_clients, "
+            "data.unseen_clients or data.server_unlabelled"
         )
-    return Roles(tuple(server), tuple(_first(rest, take)), tuple(unseen))
+    return Roles(tuple(server), tuple(_first(rest, take)), tuple(unseen), tuple(unlabelled))
+
+
+def _check_apart(named: Mapping[str, list[str]]) -> None:
+    """Refuse a client that two settings name."""
+    for (one, first), (other, second) in combinations(named.items(), 2):
+        both = [c for c in first if c in second]
+        if both:
+            raise ConfigError(f"{shorten(both)}: in {one} and in {other}; choose one")
 
 
 def _matching(everyone: list[str], wanted: Sequence[str], setting: str) -> list[str]:

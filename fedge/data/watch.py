@@ -40,7 +40,7 @@ def load_watch() -> Dataset:
     for index, signal in enumerate(recordings["X"]):
         client = f"p{int(recordings['subject'][index]):02d}-{_SIDES[int(recordings['side'][index])]}"
         parts.setdefault(client, []).append(_cut(signal, int(recordings["y"][index]), index))
-    clients = {name: _joined(parts[name]) for name in sorted(parts)}
+    clients = {name: Windows.joined(parts[name]) for name in sorted(parts)}
     return Dataset("watch", clients, tuple(recordings["y_labels"]), tuple(recordings["X_labels"]))
 
 
@@ -73,11 +73,3 @@ def _cut(signal: NDArray[np.float64], label: int, recording: int) -> Windows:
     views = sliding_window_view(signal, TIME, axis=0)[::STEP]
     x = np.ascontiguousarray(views.transpose(0, 2, 1), np.float32)
     return Windows(x, np.full(len(x), label, np.int64), np.full(len(x), recording, np.int64))
-
-
-def _joined(parts: list[Windows]) -> Windows:
-    return Windows(
-        np.concatenate([p.x for p in parts]),
-        np.concatenate([p.y for p in parts]),
-        np.concatenate([p.group for p in parts]),
-    )

@@ -1,23 +1,22 @@
 """Soft targets with temperature (Hinton, Vinyals, Dean 2015, section 2)."""
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from fedge.data.types import TargetKind
+from fedge.distill import Answers, How
+from fedge.distill._parts import divergence
 
-def loss(student: Tensor, teacher: Tensor, y: Tensor, temperature: float, hard_weight: float) -> Tensor:
-    """``hard_weight * CE(student, y) + (1 - hard_weight) * T^2 * KL(teacher_T || student_T)``.
+TARGETS: frozenset[TargetKind] = frozenset({"class"})
+FEATURES = False
 
-    Args:
-        student: logits ``[n, classes]``.
-        teacher: logits ``[n, classes]``, or log-probabilities; they are softened the same way.
-        y: labels ``[n]``.
-        temperature: ``T``; the factor ``T^2`` keeps the gradients' size (ibid.).
-        hard_weight: 0 listens to the teacher only, 1 to the labels only.
+
+def loss(student: Answers, teacher: Answers, hard: Tensor, how: How) -> Tensor:
+    """``hard_weight * hard + (1 - hard_weight) * T^2 * KL(teacher_T || student_T)``.
+
+    The answers are softened by the temperature ``T``; the factor ``T^2`` keeps the gradients' size (ibid.).
+
+    Raises:
+        ConfigError: teacher and student answer in different shapes.
     """
-    soft = F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
-        log_target=True,
-        reduction="batchmean",
-    )
-    return hard_weight * F.cross_entropy(student, y) + (1 - hard_weight) * temperature**2 * soft
+    soft = divergence(student, teacher, how.temperature)
+    return how.hard_weight * hard + (1 - how.hard_weight) * how.temperature**2 * soft

@@ -1,5 +1,6 @@
 """A released model in ONNX Runtime: windows in the sensor's units in, scores out."""
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ from fedge.release.manifest import MAX_CLASSES, MAX_MODEL_BYTES, MAX_WINDOW
 
 INPUT, OUTPUT = "window", "scores"
 _FATAL = 4  # ONNX Runtime's severity above which it writes to standard error; its errors are raised
-_BATCH = 256  # windows answered in one call: bounds the memory of a long list of them
+_BATCH, _VALUES = 256, 1 << 22  # windows, and values in them, answered in one call: bounds its memory
 
 
 class Runtime:
     """One model, ready to answer. May be shared between threads.
 
-    The model takes ``window``, float32 ``[batch, channels, time]``, and gives ``scores``, float32
-    ``[batch, classes]``, with a free batch size. It runs on one thread, which does not spin while idle.
+    The model takes ``window``, float32 ``[batch, channels, time]`` or ``[batch, channels, height, width]``,
+    and gives ``scores``, float32 ``[batch, outputs]``, with a free batch size. It runs on one thread, which
+    does not spin while idle.
 
     Attributes:
         preprocess: what turns a window into the model's input.
-        time, channels, classes: the sizes the model was made for.
+        window: shape of one window as :meth:`predict` takes it: ``(time, channels)``, or
+            ``(height, width, channels)`` for an image.
+        outputs: how many numbers it answers with: one per class, or 1.
     """
 
     def __init__(self, model: bytes | Path, preprocess: Preprocess) -> None:
@@ -43,25 +47,27 @@ class Runtime:
         screen(content)
         self.preprocess = preprocess
         self._session = _open(content)
-        self.channels, self.time = _sizes(self._session.get_inputs(), INPUT, 2)
-        (self.classes,) = _sizes(self._session.get_outputs(), OUTPUT, 1)
-        if self.channels != len(preprocess.mean):
+        channels, *size = _sizes(self._session.get_inputs(), INPUT, (2, 3))
+        (self.outputs,) = _sizes(self._session.get_outputs(), OUTPUT, (1,))
+        self.window: tuple[int, ...] = (*size, channels)
+        if channels != len(preprocess.mean):
             known = len(preprocess.mean)
-            raise ReleaseError(f"the model takes {self.channels} channels, its preprocessing {known}")
-        if self.channels * self.time > MAX_WINDOW or self.classes > MAX_CLASSES:
-            raise ReleaseError("the model's window or its list of classes is above the limit")
+            raise ReleaseError(f"the model takes {channels} channels, its preprocessing {known}")
+        if math.prod(self.window) > MAX_WINDOW or self.outputs > MAX_CLASSES:
+            raise ReleaseError("the model's window or the number of its answers is above the limit")
+        self._batch = max(1, min(_BATCH, _VALUES // math.prod(self.window)))
         self._bind()
 
     def _bind(self) -> None:
         """Set up the way of a single window: fixed memory in and out, so nothing is allocated."""
         self._lock = threading.Lock()
-        self._window = np.empty((1, self.channels, self.time), np.float32)
-        self._scores = np.empty((1, self.classes), np.float32)
-        self._write = self.preprocess.into(self._window)
-        self._single = (1, self.time, self.channels)
+        self._input = np.empty((1, self.window[-1], *self.window[:-1]), np.float32)
+        self._scores = np.empty((1, self.outputs), np.float32)
+        self._write = self.preprocess.into(self._input)
+        self._single = (1, *self.window)
         self._binding = self._session.io_binding()
         for bind, name, array in (
-            (self._binding.bind_input, INPUT, self._window),
+            (self._binding.bind_input, INPUT, self._input),
             (self._binding.bind_output, OUTPUT, self._scores),
         ):
             bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
@@ -70,10 +76,11 @@ class Runtime:
         """Scores of some windows.
 
         Args:
-            x: ``[n, time, channels]``, float or integer, in the sensor's units.
+            x: ``[n, time, channels]`` or ``[n, height, width, channels]``, float or integer, in the sensor's
+                units.
 
         Returns:
-            ``[n, classes]`` float32; whatever the model answers, NaN included.
+            ``[n, outputs]`` float32; whatever the model answers, NaN included.
 
         Raises:
             DataError: the windows have another shape, or hold NaN or infinity.
@@ -90,12 +97,13 @@ class Runtime:
             return self._scores.copy()
 
     def _predict_many(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        if x.ndim != 3 or x.shape[1:] != (self.time, self.channels):
-            raise DataError(f"the model takes windows [n, {self.time}, {self.channels}], not {list(x.shape)}")
-        scores = np.empty((len(x), self.classes), np.float32)
-        for start in range(0, len(x), _BATCH):
-            window = self.preprocess.apply(x[start : start + _BATCH])
-            part = scores[start : start + _BATCH]
+        if x.shape[1:] != self.window:
+            sizes = ", ".join(map(str, self.window))
+            raise DataError(f"the model takes windows [n, {sizes}], not {list(x.shape)}")
+        scores = np.empty((len(x), self.outputs), np.float32)
+        for start in range(0, len(x), self._batch):
+            window = self.preprocess.apply(x[start : start + self._batch])
+            part = scores[start : start + self._batch]
             try:
                 (answer,) = self._session.run([OUTPUT], {INPUT: window})
             except Exception as error:
@@ -130,8 +138,11 @@ def _open(model: bytes) -> onnxruntime.InferenceSession:
         raise ReleaseError(f"the model does not open in ONNX Runtime: {_first_line(error)}") from error
 
 
-def _sizes(ports: list[onnxruntime.NodeArg], name: str, fixed: int) -> tuple[int, ...]:
-    """The sizes after the batch of a model's only input or output, which must be called ``name``."""
+def _sizes(ports: list[onnxruntime.NodeArg], name: str, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes after the batch of a model's only input or output, which must be called ``name``.
+
+    ``counts``: how many sizes there may be.
+    """
     try:
         names, shapes, kinds = zip(*((p.name, p.shape, p.type) for p in ports[:8]), strict=True)
     except ValueError as error:  # no port at all, or a name that is not UTF-8
@@ -143,9 +154,11 @@ def _sizes(ports: list[onnxruntime.NodeArg], name: str, fixed: int) -> tuple[int
     if kind != "tensor(float)":
         raise ReleaseError(f"{name!r} of the model must be float32, not {kind}")
     free, *sizes = shape or [0]
-    if isinstance(free, int) or len(sizes) != fixed or not all(isinstance(s, int) and s > 0 for s in sizes):
+    fixed = all(isinstance(s, int) and s > 0 for s in sizes)
+    if isinstance(free, int) or len(sizes) not in counts or not fixed:
+        wanted = " or ".join(map(str, counts))
         raise ReleaseError(
-            f"{name!r} of the model must have a free batch and {fixed} fixed sizes, not {shape}"
+            f"{name!r} of the model must have a free batch and {wanted} fixed sizes, not {shape}"
         )
     return tuple(sizes)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,11 @@ from fedge.edge.runtime import Runtime
 from fedge.errors import ConfigError, DataError, PayloadError, RefusedError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client_state import ClientState, Pending, Residual, StateStore
-from fedge.federated.coding import Support, Weights, apply_step, build_codec, decode_dense
+from fedge.federated.coding import Arrays, Support, Weights, apply_step, build_codec, decode_dense
 from fedge.federated.frames import Hello, Offer, Scores, Train, Trained, Verdict, Welcome
 from fedge.federated.lineage import begin, follow
 from fedge.federated.plan import Coding, Plan
-from fedge.federated.training import fine_tune, logits
+from fedge.federated.training import answers, drifted, fine_tune, loss_and_score
 from fedge.preprocess import from_dict
 from fedge.release.bundle import parse_bundle
 from fedge.release.manifest import parse
@@ -42,6 +43,8 @@ _REPLY_BYTES = 128
 """More than everything in an answer but the payload: numbers, a judge's numbers, signature, lengths."""
 
 SMALLEST_BUDGET = _REPLY_BYTES + 32
+
+_DRIFT, _HEAD = "drift/", "head/"  # what a client's memory is of
 
 HELLO, UPDATE = "fedge hello", "fedge update"
 """Purposes of a client's signatures."""
@@ -143,32 +146,61 @@ def _keep_release(state: ClientState, device: Device) -> ClientState:
 
 
 def _check_fit(data: ClientData, plan: Plan) -> None:
-    found = data.train.x.shape[1:]
-    if found != (plan.spec.time, plan.spec.channels):
-        wanted = f"[{plan.spec.time}, {plan.spec.channels}]"
+    found, spec = data.train.x.shape[1:], plan.spec
+    if found != spec.window:
+        wanted = list(spec.window)
         raise DataError(f"this client's windows are {list(found)}; the federation's student takes {wanted}")
+    labels = np.concatenate([data.train.y, data.judge.y, data.later.y])
+    whole = spec.number is None and spec.reconstruction is None
+    if whole and labels.dtype.kind not in "iu":
+        raise DataError(f"this client's labels are {labels.dtype}; the federation's student knows classes")
+    if whole and len(labels) and not 0 <= labels.min() <= labels.max() < spec.outputs:
+        raise DataError(
+            f"this client has labels {labels.min()} .. {labels.max()}; the federation's student knows "
+            f"0 .. {spec.outputs - 1}"
+        )
 
 
 def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> bytes:
     """The round itself. Without training the last update stays pending: its round may be run again."""
     state = _follow(task, _settle(task, state) if task.learning_rate > 0 else state)
     plan, learned = state.plan, plugins.load("task", state.plan.task).TASK
-    later = _score(plan, learned, state.weights, device.data.later)
+    later = _score(plan, learned, _own(state.weights, state.memory), device.data.later)
     judged = _judge(task, state, learned, device.data.judge)
     reply = Trained(task.round, 0, 0.0, later, judged, b"", b"")
-    residual = state.residual
+    residual, memory = state.residual, state.memory
     if task.learning_rate > 0 and len(device.data.train):
-        data = _tensors(plan, device.data.train)
-        seed = derive(device.seed, "local", task.round)
-        tuned, loss = fine_tune(plan, learned, state.weights, state.support, data, task.learning_rate, seed)
-        change = {n: tuned[n] - state.weights[n] for n in tuned}
+        change, memory, loss = _learn(task, state, learned, device)
         residual, payload = _encode(plan.uplink, device.uplink_budget, residual, state.support.gather(change))
-        reply = replace(reply, weight=len(data[1]), loss=loss, payload=payload)
+        reply = replace(reply, weight=len(device.data.train), loss=loss, payload=payload)
     parts = signed_parts(plan.federation, device.id, task.lineage, reply)
     answer = frames.encode_reply(replace(reply, signature=device.key.sign(UPDATE, *parts)))
-    pending = Pending(task.round, digest, answer, residual) if task.learning_rate > 0 else state.pending
-    replace(state, pending=pending).save(device.store)
+    if task.learning_rate > 0:
+        state = replace(state, pending=Pending(task.round, digest, answer, residual, memory))
+    state.save(device.store)
     return answer
+
+
+def _learn(task: Train, state: ClientState, learned: Task, device: Device) -> tuple[Arrays, Weights, float]:
+    """Fine-tune on the client's own windows: the change for the server, the memory after it, and the loss."""
+    plan, how = state.plan, state.plan.training
+    start, seed = _own(state.weights, state.memory), derive(device.seed, "local", task.round)
+    drift = {n.removeprefix(_DRIFT): m for n, m in state.memory.items() if n.startswith(_DRIFT)}
+    data = _tensors(plan, device.data.train)
+    tuned, loss = fine_tune(plan, learned, start, state.support, data, task.learning_rate, seed, drift)
+    change = {n: tuned[n] - start[n] for n in tuned}
+    memory: Arrays = {}
+    if how.dynamic > 0:
+        memory |= {_DRIFT + n: m for n, m in drifted(drift, change, how.dynamic).items()}
+    if how.personal_head:
+        memory |= {_HEAD + n: tuned[n] for n in tuned if n.startswith("head.")}
+        change = {n: np.zeros_like(c) if n.startswith("head.") else c for n, c in change.items()}
+    return change, memory, loss
+
+
+def _own(weights: Weights, memory: Weights) -> Weights:
+    """The global weights, with the client's own head where it has one."""
+    return {n: memory.get(_HEAD + n, w) for n, w in weights.items()}
 
 
 def _encode(
@@ -191,8 +223,8 @@ def _settle(task: Train, state: ClientState) -> ClientState:
     """Keep the residual after the last update if the server counted it, else the one before it."""
     if state.pending is None:
         return state
-    counted = state.pending.round == task.counted
-    return replace(state, residual=state.pending.residual if counted else state.residual, pending=None)
+    kept = state.pending if state.pending.round == task.counted else state
+    return replace(state, residual=kept.residual, memory=kept.memory, pending=None)
 
 
 def _follow(task: Train, state: ClientState) -> ClientState:
@@ -216,26 +248,22 @@ def _judge(task: Train, state: ClientState, learned: Task, windows: Windows) -> 
         return None
     codec = build_codec(state.plan.downlink)
     candidate = apply_step(task.candidate, state.weights, state.support, codec)
-    x, y = _tensors(state.plan, windows)
-    held = _loss_and_score(state.plan, learned, state.weights, x, y)
-    return Scores(len(windows), *held, *_loss_and_score(state.plan, learned, candidate, x, y))
-
-
-def _loss_and_score(plan: Plan, task: Task, weights: Weights, x: Tensor, y: Tensor) -> tuple[float, float]:
-    answers = logits(plan, weights, x, quantized=True)
-    loss = float(task.loss(torch.from_numpy(answers), y))
-    return loss, task.score(answers, y.numpy())
+    data = _tensors(state.plan, windows)
+    held = loss_and_score(state.plan, learned, _own(state.weights, state.memory), *data)
+    return Scores(
+        len(windows), *held, *loss_and_score(state.plan, learned, _own(candidate, state.memory), *data)
+    )
 
 
 def _score(plan: Plan, task: Task, weights: Weights, windows: Windows) -> float:
     if not len(windows):
-        return 0.0
+        return float("nan")
     x, y = _tensors(plan, windows)
-    return task.score(logits(plan, weights, x, quantized=True), y.numpy())
+    return task.score(answers(plan, weights, x, quantized=True), y.numpy())
 
 
 def _tensors(plan: Plan, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Windows as the student takes them, ``[n, channels, time]``, and labels ``[n]``."""
+    """Windows as the student takes them, ``[n, channels, *size]``, and labels or numbers ``[n]``."""
     return torch.from_numpy(plan.preprocess.apply(windows.x)), torch.from_numpy(windows.y)
 
 

@@ -1,7 +1,7 @@
 """What a client keeps between rounds, and how it becomes one byte string on its disk."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,12 +34,14 @@ class Pending:
         task: digest of the task that it answers.
         reply: the answer, to be sent again if the same task comes again.
         residual: the codec's state after it.
+        memory: the client's memory after it.
     """
 
     round: int
     task: bytes
     reply: bytes
     residual: Residual
+    memory: Weights
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ClientState:
         version: their version.
         lineage: their name (``lineage.py``).
         residual: the uplink codec's state, as of the last update that counted.
+        memory: what else training left behind, likewise: ``drift/<array>`` (FedDyn) and ``head/<array>`` (a
+            personal head). It never leaves the device.
         pending: the last update, until its fate is known.
         release_version: the highest release that was genuine.
         release: the bundle that the client runs, or empty.
@@ -65,6 +69,7 @@ class ClientState:
     version: int
     lineage: bytes
     residual: Residual
+    memory: Weights = field(default_factory=dict)
     pending: Pending | None = None
     release_version: int = 0
     release: bytes = b""
@@ -76,6 +81,7 @@ class ClientState:
         arrays |= {f"weights/{n}": w for n, w in self.weights.items()}
         arrays |= {f"alive/{n}": np.packbits(a) for n, a in self.support.alive.items()}
         arrays |= {f"residual/{n}": np.asarray(r) for n, r in self.residual.items()}
+        arrays |= {f"memory/{n}": m for n, m in self.memory.items()}
         meta: dict[str, Any] = {
             "plan": self.plan.to_dict(),
             "version": self.version,
@@ -87,6 +93,7 @@ class ClientState:
             meta["pending"] = {"round": p.round, "task": p.task.hex()}
             arrays["pending"] = _bytes(p.reply)
             arrays |= {f"after/{n}": np.asarray(r) for n, r in p.residual.items()}
+            arrays |= {f"later/{n}": m for n, m in p.memory.items()}
         store.save(pack(meta, arrays))
 
     @staticmethod
@@ -116,8 +123,8 @@ def _restore(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClientSta
     }
     pending = None
     if (p := meta["pending"]) is not None:
-        after = _below(arrays, "after/")
-        pending = Pending(p["round"], bytes.fromhex(p["task"]), arrays["pending"].tobytes(), after)
+        after, later = _below(arrays, "after/"), _below(arrays, "later/")
+        pending = Pending(p["round"], bytes.fromhex(p["task"]), arrays["pending"].tobytes(), after, later)
     return ClientState(
         plan=plan,
         support=Support(alive),
@@ -125,6 +132,7 @@ def _restore(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClientSta
         version=meta["version"],
         lineage=bytes.fromhex(meta["lineage"]),
         residual=_below(arrays, "residual/"),
+        memory=_below(arrays, "memory/"),
         pending=pending,
         release_version=meta["release_version"],
         release=arrays["release"].tobytes(),

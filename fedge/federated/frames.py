@@ -102,7 +102,10 @@ class Hello:
 
 @dataclass(frozen=True)
 class Scores:
-    """A judge's numbers on its own held-back windows, for the weights it holds and for the candidate."""
+    """A judge's numbers on its own held-back windows, for the weights it holds and for the candidate.
+
+    A score is NaN where those windows do not define it.
+    """
 
     windows: int
     loss_held: float
@@ -119,7 +122,7 @@ class Trained:
         round: the round it answers.
         weight: windows trained on; 0 where nothing was trained.
         loss: mean training loss of the last local epoch.
-        score: on the client's own later windows, of the weights it received.
+        score: on the client's own later windows, of the weights it received; NaN where they define none.
         judged: a judge's numbers, where a candidate came with the task.
         payload: the update, coded by the uplink codec; empty where nothing was trained.
         signature: over federation, client, lineage and everything above.
@@ -228,14 +231,14 @@ def _trained_body(reply: Trained) -> bytes:
 
 
 def _trained(reader: "_Reader") -> Trained:
-    number, weight, loss, score = reader.varint(), reader.varint(), reader.finite(), reader.finite()
+    number, weight, loss, score = reader.varint(), reader.varint(), reader.finite(), reader.score()
     flag = reader.byte()
     if flag > 1:
         raise PayloadError(f"a reply's flag is {flag}, not 0 or 1")
     judged = None
     if flag:
         windows = reader.varint()
-        judged = Scores(windows, reader.finite(), reader.finite(), reader.finite(), reader.finite())
+        judged = Scores(windows, reader.finite(), reader.score(), reader.finite(), reader.score())
     return Trained(number, weight, loss, score, judged, reader.blob(), reader.blob(64))
 
 
@@ -332,6 +335,12 @@ class _Reader:
         value = self.float32()
         if not math.isfinite(value):
             raise PayloadError("a number in a frame is not finite")
+        return value
+
+    def score(self) -> float:
+        value = self.float32()
+        if math.isinf(value):
+            raise PayloadError("a score in a frame is infinite")
         return value
 
     def end(self) -> None:

@@ -83,6 +83,11 @@ class Journal:
         """A stage is complete."""
         self._write(("INSERT OR REPLACE INTO stages VALUES (?, ?)", (name, content)))
 
+    def drop_stages(self, prefix: str, keep: str) -> None:
+        """Forget the stages whose name starts like this, but for one."""
+        sql = "DELETE FROM stages WHERE substr(name, 1, ?) = ? AND name != ?"
+        self._write((sql, (len(prefix), prefix, keep)))
+
     def commit_round(self, number: int, record: Mapping[str, Any], state: bytes) -> None:
         """Round ``number`` is complete: its record and the state after it, in one transaction."""
         self._write(

@@ -2,22 +2,38 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fedge.errors import PayloadError
 from fedge.models.student import StudentSpec, activations
 from fedge.preprocess import Preprocess, from_dict
+from fedge.tasks import Turning
 
 
 @dataclass(frozen=True)
 class Training:
-    """Local SGD: passes, windows per step, momentum, whether windows are varied."""
+    """Local SGD.
+
+    Attributes:
+        epochs: passes over the client's windows.
+        batch: windows per step.
+        momentum: of SGD.
+        augment: whether windows are varied.
+        turning: sensors that are turned at random, where windows are varied.
+        proximal: FedProx, the weight of half the squared distance to the global weights.
+        dynamic: FedDyn, the strength of the drift correction; 0 for none.
+        personal_head: whether the last layer stays with the client.
+    """
 
     epochs: int
     batch: int
     momentum: float
     augment: bool
+    turning: Turning = field(default_factory=Turning)
+    proximal: float = 0.0
+    dynamic: float = 0.0
+    personal_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class Plan:
             spec=spec,
             preprocess=preprocess,
             scales=_scales(raw["scales"], spec),
-            training=_training(raw["training"]),
+            training=_training(raw["training"], spec.channels),
             uplink=_coding(raw["uplink"]),
             downlink=_coding(raw["downlink"]),
         )
@@ -101,18 +117,30 @@ def _scales(raw: Any, spec: StudentSpec) -> dict[str, float]:
     return raw
 
 
-def _training(raw: Any) -> Training:
+def _training(raw: Any, channels: int) -> Training:
     try:
-        training = Training(**raw)
-    except TypeError as error:
+        training = Training(**{**raw, "turning": _turning(raw["turning"], channels)})
+    except (TypeError, ValueError, KeyError) as error:
         raise PayloadError(f"a plan's training: {error}") from None
     whole = all(type(n) is int and 1 <= n <= 10_000 for n in (training.epochs, training.batch))
     momentum = training.momentum
     if not whole or not isinstance(momentum, float) or not (math.isfinite(momentum) and 0 <= momentum < 1):
         raise PayloadError("a plan's training is out of range")
-    if not isinstance(training.augment, bool):
-        raise PayloadError("a plan's training.augment is true or false")
+    if not all(isinstance(flag, bool) for flag in (training.augment, training.personal_head)):
+        raise PayloadError("a plan's training.augment and training.personal_head are true or false")
+    if not all(isinstance(v, float) and 0 <= v <= 1000 for v in (training.proximal, training.dynamic)):
+        raise PayloadError("a plan's training.proximal and training.dynamic are 0 to 1000")
     return training
+
+
+def _turning(raw: Any, channels: int) -> Turning:
+    triples = tuple((a, b, c) for a, b, c in raw["triples"])
+    flat = [axis for triple in triples for axis in triple]
+    if len(set(flat)) < len(flat) or not all(type(axis) is int and 0 <= axis < channels for axis in flat):
+        raise PayloadError("a plan's training turns channels that the student does not have, or twice")
+    if not isinstance(raw["degrees"], float) or not 0 <= raw["degrees"] <= 180:
+        raise PayloadError("a plan's training turns by 0 to 180 degrees")
+    return Turning(triples, raw["degrees"])
 
 
 def _coding(raw: Any) -> Coding:

@@ -6,33 +6,48 @@
 What comes out is exactly what the clients will hold, decoded.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedge import plugins
+from fedge.augment import triples_of
 from fedge.compress import prune
-from fedge.compress.quantize import Calibration, calibrate, fake_quantized, sent_at
 from fedge.config import Config
 from fedge.data.types import Windows
-from fedge.distill._fit import Fit, fit
+from fedge.errors import ConfigError
+from fedge.federated import teaching
 from fedge.federated.coding import Arrays, Support, decode_dense, encode_dense
 from fedge.federated.plan import Coding, Plan, Training
-from fedge.models.student import Normalised, Numerics, StudentSpec, forward
+from fedge.federated.pupil import Pupil
+from fedge.models.own_student import load_spec
+from fedge.models.student import StudentSpec
+from fedge.models.student_families import build_spec
+from fedge.models.teacher import feature_width
 from fedge.observe import Observer
 from fedge.packing import pack, unpack
 from fedge.preprocess import Preprocess
 from fedge.preprocess import fit as fit_preprocess
 from fedge.seeding import derive
-from fedge.tasks import Task
+from fedge.tasks import Task, Turning, answering, outputs_of, targets
 
-Distil = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(student logits, teacher logits, y) -> loss``."""
+
+@dataclass(frozen=True, eq=False)
+class ServerData:
+    """What the server has to learn from.
+
+    Attributes:
+        labelled: its own windows, with labels.
+        unlabelled: further windows, of which it does not look at the labels; may be empty.
+        judges: windows of people held back whole, by name: neither the teacher nor the student sees them.
+    """
+
+    labelled: Windows
+    unlabelled: Windows | None = None
+    judges: Mapping[str, Windows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +60,12 @@ class Prepared:
         weights: the student as the clients then hold it (``snapshot`` decoded).
         support: which of its weights are alive.
         teacher: the trained teacher, in evaluation mode.
-        x: the server's windows, preprocessed ``[n, channels, time]``.
-        y: their labels ``[n]``.
+        x: the server's labelled windows, preprocessed ``[n, channels, *size]``.
+        y: their labels, or numbers ``[n]``.
+        unlabelled: further windows, preprocessed ``[m, channels, *size]``.
+        judges: windows and labels of people held back, by name.
         sensitivity: what pruning measured.
+        uncut: parameters and multiply-adds of the student before channels were removed.
     """
 
     plan: Plan
@@ -57,40 +75,114 @@ class Prepared:
     teacher: nn.Module
     x: Tensor
     y: Tensor
+    unlabelled: Tensor
+    judges: Mapping[str, tuple[Tensor, Tensor]]
     sensitivity: tuple[prune.LayerSensitivity, ...]
+    uncut: tuple[int, int]
 
     @property
     def teacher_parameters(self) -> int:
         """Number of the teacher's weights and biases."""
-        return sum(p.numel() for p in self.teacher.parameters())
+        return teaching.parameters(self.teacher)
 
 
-def prepare(config: Config, task: Task, windows: Windows, classes: int, observer: Observer) -> Prepared:
-    """Train the teacher on the server's ``windows`` and make the student from it."""
-    shape = (windows.x.shape[1], windows.x.shape[2])
-    preprocess = fit_preprocess(windows.x)
-    x, y = torch.from_numpy(preprocess.apply(windows.x)), torch.from_numpy(windows.y)
+def prepare(
+    config: Config,
+    task: Task,
+    data: ServerData,
+    classes: int,
+    channels: tuple[str, ...],
+    observer: Observer,
+) -> Prepared:
+    """Train the teacher on the server's data and make the student from it.
+
+    Raises:
+        ConfigError: teacher, student or distillation loss do not fit the task or the data.
+    """
+    preprocess = fit_preprocess(data.labelled.x)
+    x, y = _tensors(preprocess, data.labelled)
+    spec = make_spec(config, task, data.labelled.x.shape[1:], classes, (x, y))
+    teacher = teaching.build(config, task, spec)
+    pupil = Pupil(config, task, teaching.ask(config, spec, teacher), x, y, observer)
+    pupil.distillation(feature_width(teacher, spec.window) is not None)  # refuses before anything takes long
     with observer.stage("teacher") as stage:
-        teacher = _teach(config, task, shape, classes, (x, y), observer)
-        stage.result = f"{sum(p.numel() for p in teacher.parameters()):,} parameters"
-    spec = task.student(config.student.size, shape, classes)
+        note = "your own"
+        if not teaching.own(config):
+            known = teaching.train(config, task, teacher, (x, targets(spec, x, y)), observer)
+            note = "from the cache" if known else "trained"
+        teacher.eval()
+        stage.result = f"{teaching.parameters(teacher):,} parameters, {note}"
     with observer.stage("student") as stage:
-        params = _distilled(config, task, spec, teacher, (x, y), observer)
+        params = pupil.distilled(spec)
+        uncut = (spec.parameters(), spec.multiply_adds())
+        spec, params = pupil.cut(spec, params)
         stage.result = f"{spec.parameters():,} parameters"
     with observer.stage("prune and quantize") as stage:
-        params, rows = _pruned(config, task, spec, params, (x, y))
-        how = Calibration(config.quantize.percentile, config.quantize.headroom)
-        params, scales = _tuned(config, task, spec, teacher, params, (x, y), how, observer)
+        params, rows = pupil.pruned(spec, params)
+        params, scales = pupil.tuned(spec, params)
         snapshot = encode_dense({n: p.numpy() for n, p in params.items()}, config.quantize.download_bits)
         weights = decode_dense(snapshot, spec.shapes())
         support = Support.of(weights)
         stage.result = f"{support.zero_share():.0%} zeros, {len(snapshot):,} bytes to send"
-    plan = make_plan(config, spec, preprocess, scales)
-    return Prepared(plan, snapshot, weights, support, teacher, x, y, tuple(rows))
+    plan = make_plan(config, spec, preprocess, scales, channels)
+    return Prepared(
+        plan, snapshot, weights, support, teacher, x, y, *_beside(preprocess, data, x), tuple(rows), uncut
+    )
 
 
-def make_plan(config: Config, spec: StudentSpec, preprocess: Preprocess, scales: Mapping[str, float]) -> Plan:
-    """What clients are told, from the settings and the student."""
+def make_spec(
+    config: Config, task: Task, window: tuple[int, ...], classes: int, data: tuple[Tensor, Tensor]
+) -> StudentSpec:
+    """The student that the settings name, with what turns its outputs into answers.
+
+    Raises:
+        ConfigError: there is none such, or the task is not for such windows.
+    """
+    check_window(task, window)
+    outputs, settings = outputs_of(task, classes, window[-1]), config.student
+    spec = (
+        load_spec(settings.module, window, outputs)
+        if settings.module
+        else build_spec(settings.family, settings.size, window, outputs)
+    )
+    return answering(task, spec, *data)
+
+
+def check_window(task: Task, window: tuple[int, ...]) -> None:
+    """Refuse images where the task is for windows ``[time, channels]``, and the other way round.
+
+    Raises:
+        ConfigError: it is not for such windows.
+    """
+    if (len(window) == 3) != task.images:
+        wanted = "images [height, width, channels]" if task.images else "windows [time, channels]"
+        raise ConfigError(f"task {task.name!r} is for {wanted}; these are {list(window)}")
+
+
+def _tensors(preprocess: Preprocess, windows: Windows) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(preprocess.apply(windows.x)), torch.from_numpy(windows.y)
+
+
+def _beside(
+    preprocess: Preprocess, data: ServerData, x: Tensor
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Unlabelled windows ``[m, channels, *size]`` and the judges' windows with labels."""
+    more = x[:0] if data.unlabelled is None else torch.from_numpy(preprocess.apply(data.unlabelled.x))
+    return more, {name: _tensors(preprocess, w) for name, w in data.judges.items()}
+
+
+def make_plan(
+    config: Config,
+    spec: StudentSpec,
+    preprocess: Preprocess,
+    scales: Mapping[str, float],
+    channels: tuple[str, ...],
+) -> Plan:
+    """What clients are told, from the settings and the student.
+
+    Raises:
+        ConfigError: a channel to be turned does not exist.
+    """
     name = np.asarray([derive(config.seed, "federation", config.scenario)], "<u8").tobytes().hex()
     local = config.local
     return Plan(
@@ -99,177 +191,51 @@ def make_plan(config: Config, spec: StudentSpec, preprocess: Preprocess, scales:
         spec=spec,
         preprocess=preprocess,
         scales=scales,
-        training=Training(local.epochs, local.batch, local.momentum, local.augment),
+        training=Training(
+            epochs=local.epochs,
+            batch=local.batch,
+            momentum=local.momentum,
+            augment=local.augment,
+            turning=turning_of(config, channels),
+            proximal=local.proximal,
+            dynamic=local.dynamic,
+            personal_head=local.personal_head,
+        ),
         uplink=Coding(config.uplink.codec, config.uplink.settings),
         downlink=Coding(config.downlink.codec, config.downlink.settings),
     )
 
 
-def _teach(
-    config: Config,
-    task: Task,
-    shape: tuple[int, int],
-    classes: int,
-    data: tuple[Tensor, Tensor],
-    observer: Observer,
-) -> nn.Module:
-    settings = config.teacher
-    teacher = seeded(config, "teacher", lambda: task.teacher(settings.size, shape, classes))
-    how = Fit(settings.epochs, settings.batch, settings.learning_rate, derive(config.seed, "teacher batches"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, "teacher dropout"))
-        fit(
-            list(teacher.parameters()),
-            *data,
-            lambda x, y: task.loss(teacher(x), y),
-            how,
-            task.augment,
-            progress=lambda done, total: observer.progress(done, total, f"epoch {done}/{total}"),
-        )
-    return teacher.eval()
-
-
-def seeded(config: Config, purpose: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """A module whose initial weights follow from the run's seed, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, purpose))
-        return build()
-
-
-def distillation(config: Config) -> Distil:
-    """The distillation loss that the scenario names, with its settings filled in."""
-    module: ModuleType = plugins.load("distillation loss", config.student.loss)
-    settings = config.student
-
-    def loss(student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
-        value: Tensor = module.loss(student, teacher, y, settings.temperature, settings.hard_weight)
-        return value
-
-    return loss
-
-
-def _distilled(
-    config: Config,
-    task: Task,
-    spec: StudentSpec,
-    teacher: nn.Module,
-    data: tuple[Tensor, Tensor],
-    observer: Observer,
-) -> dict[str, Tensor]:
-    """Distil with BatchNorm, then fold it away."""
-    module = seeded(config, "student", lambda: Normalised(spec))
-    settings, loss = config.student, distillation(config)
-    how = Fit(settings.epochs, settings.batch, settings.learning_rate, derive(config.seed, "student batches"))
-
-    def batch_loss(x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad():
-            answers = teacher(x)
-        return loss(module(x), answers, y)
-
-    fit(
-        list(module.parameters()),
-        *data,
-        batch_loss,
-        how,
-        task.augment,
-        progress=lambda done, total: observer.progress(done, total, f"epoch {done}/{total}"),
-    )
-    assert isinstance(module, Normalised)  # noqa: S101  (for the type checker)
-    return module.eval().folded()
-
-
-def _pruned(
-    config: Config, task: Task, spec: StudentSpec, params: dict[str, Tensor], data: tuple[Tensor, Tensor]
-) -> tuple[dict[str, Tensor], list[prune.LayerSensitivity]]:
-    """Set the stated share of the weights to zero, where it hurts least."""
-    x, y = data
-
-    @torch.no_grad()
-    def loss(weights: Mapping[str, Tensor]) -> float:
-        return float(task.loss(forward(spec, weights, x), y))
-
-    rows = prune.measure(params, loss)
-    masks = prune.masks(params, prune.allocate(rows, config.student.prune_share))
-    return {n: p * masks[n] for n, p in params.items()}, rows
-
-
-def _tuned(
-    config: Config,
-    task: Task,
-    spec: StudentSpec,
-    teacher: nn.Module,
-    params: dict[str, Tensor],
-    data: tuple[Tensor, Tensor],
-    how: Calibration,
-    observer: Observer,
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Distil the pruned student again, rounding as int8 will; calibrate before and after."""
-    settings = config.student
-    scales = calibrate(spec, params, data[0], how)
-    tune = Fit(
-        settings.tune_epochs, settings.batch, settings.learning_rate / 5, derive(config.seed, "tune batches")
-    )
-    params = distil_more(
-        spec,
-        params,
-        {n: (p != 0).float() if p.dim() > 1 else torch.ones_like(p) for n, p in params.items()},
-        sent_at(config.quantize.download_bits, fake_quantized(spec, scales)),
-        data,
-        teacher,
-        distillation(config),
-        task,
-        tune,
-        lambda done, total: observer.progress(done, total, f"epoch {done}/{total}"),
-    )
-    return params, calibrate(spec, params, data[0], how)
-
-
-def distil_more(
-    spec: StudentSpec,
-    params: Mapping[str, Tensor],
-    alive: Mapping[str, Tensor],
-    numerics: Numerics,
-    data: tuple[Tensor, Tensor],
-    teacher: Callable[[Tensor], Tensor],
-    loss: Distil,
-    task: Task,
-    how: Fit,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, Tensor]:
-    """Go on distilling a folded student; entries that ``alive`` marks 0 stay zero."""
-    params = {n: p.clone().requires_grad_() for n, p in params.items()}
-
-    def batch_loss(x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad():
-            answers = teacher(x)
-        return loss(forward(spec, params, x, numerics), answers, y)
-
-    @torch.no_grad()
-    def keep_zeros() -> None:
-        for name, value in params.items():
-            value.mul_(alive[name])
-
-    fit(list(params.values()), *data, batch_loss, how, task.augment, keep_zeros, progress)
-    return {n: p.detach() for n, p in params.items()}
+def turning_of(config: Config, channels: tuple[str, ...]) -> Turning:
+    """The sensors that are turned at random, as indices of channels."""
+    names = config.local.rotate
+    named = [names[i : i + 3] for i in range(0, len(names), 3)]
+    return Turning(triples_of(channels, named), config.local.rotate_degrees if named else 0.0)
 
 
 def pack_prepared(prepared: Prepared) -> bytes:
     """For the journal: everything that took time."""
-    arrays = {f"teacher/{n}": v.numpy() for n, v in prepared.teacher.state_dict().items()}
+    arrays = {f"teacher/{n}": v.numpy() for n, v in teaching.state_arrays(prepared.teacher).items()}
     rows = [[r.name, r.weights, list(r.losses)] for r in prepared.sensitivity]
-    meta: dict[str, Any] = {"plan": prepared.plan.to_dict(), "sensitivity": rows}
+    meta: dict[str, Any] = {
+        "plan": prepared.plan.to_dict(),
+        "sensitivity": rows,
+        "uncut": list(prepared.uncut),
+    }
     return pack(meta, {**arrays, "snapshot": np.frombuffer(prepared.snapshot, np.uint8)})
 
 
-def unpack_prepared(content: bytes, config: Config, task: Task, windows: Windows, classes: int) -> Prepared:
+def unpack_prepared(content: bytes, config: Config, task: Task, data: ServerData) -> Prepared:
     """What ``pack_prepared`` wrote; the server's windows are read again."""
     meta, arrays = unpack(content)
     plan = Plan.from_dict(meta["plan"])
-    teacher = task.teacher(config.teacher.size, (plan.spec.time, plan.spec.channels), classes)
+    teacher = teaching.build(config, task, plan.spec)
     states = {n.removeprefix("teacher/"): v for n, v in arrays.items() if n.startswith("teacher/")}
     teacher.load_state_dict({n: torch.from_numpy(v) for n, v in states.items()})
     snapshot = arrays["snapshot"].tobytes()
     weights = decode_dense(snapshot, plan.spec.shapes())
-    x, y = torch.from_numpy(plan.preprocess.apply(windows.x)), torch.from_numpy(windows.y)
+    x, y = _tensors(plan.preprocess, data.labelled)
     rows = tuple(prune.LayerSensitivity(n, w, tuple(losses)) for n, w, losses in meta["sensitivity"])
-    return Prepared(plan, snapshot, weights, Support.of(weights), teacher.eval(), x, y, rows)
+    beside = _beside(plan.preprocess, data, x)
+    uncut = (meta["uncut"][0], meta["uncut"][1])
+    return Prepared(plan, snapshot, weights, Support.of(weights), teacher.eval(), x, y, *beside, rows, uncut)

@@ -12,7 +12,9 @@ from fedge.compress.export import export_int8
 from fedge.config import Config
 from fedge.edge.runtime import Runtime
 from fedge.federated.coding import Weights
+from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared
+from fedge.metrics import threshold
 from fedge.release.bundle import Bundle
 from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest, parse
 from fedge.release.rules import sign_release
@@ -25,6 +27,9 @@ _TOLERANCE = 0.05
 
 _DAY = 86_400
 
+NORMAL_SHARE = 0.99
+"""Of normal windows, how many shall raise no alarm."""
+
 
 @dataclass(frozen=True)
 class Publisher:
@@ -35,7 +40,8 @@ class Publisher:
         key: the signing key.
         classes: names of the classes.
         channels: names of the channels.
-        samples: a few of the server's windows ``[n, time, channels]`` for the self-test.
+        samples: the server's windows ``[n, *size, channels]``: for the self-test, and for an anomaly task's
+            threshold, which they are normal for.
     """
 
     folder: Path
@@ -72,7 +78,7 @@ def publish_release(
     version: int,
     number: int,
     metric: str,
-    scores: Mapping[str, float],
+    scores: Mapping[str, float | None],
 ) -> Published:
     """Export the global ``weights`` after round ``number`` as release ``version``, sign it, write it."""
     plan = prepared.plan
@@ -87,20 +93,28 @@ def publish_release(
         created=created,
         task=plan.task,
         model=ModelFile.of(model),
-        input=Input(plan.spec.time, plan.spec.channels, publisher.channels),
+        input=Input(plan.spec.window, publisher.channels),
         classes=publisher.classes,
         preprocess=plan.preprocess.to_dict(),
         metric=metric,
-        scores=scores,
+        scores={name: score for name, score in scores.items() if score is not None},
         sizes={"parameters": plan.spec.parameters(), "multiply_adds": plan.spec.multiply_adds()},
         parent=version - 1 or None,
         expires=created + config.release.valid_days * _DAY,
         self_test=SelfTest.of(samples, runtime.predict(samples), _TOLERANCE),
+        threshold=_threshold(plan, runtime, publisher.samples),
     ).to_bytes()
     signature = sign_release(publisher.key, manifest)
     path = publish(publisher.folder, manifest, signature, model)
     bundle = Bundle(manifest, signature, model).to_bytes()
     return Published(version, path, ModelFile.of(model).sha256, len(model), bundle)
+
+
+def _threshold(plan: Plan, runtime: Runtime, normal: NDArray[np.float32]) -> float | None:
+    """A suggestion for devices that have no normal windows of their own."""
+    if plan.spec.reconstruction is None:
+        return None
+    return threshold(runtime.predict(normal)[:, 0], NORMAL_SHARE)
 
 
 def _created(folder: Path, version: int) -> int:

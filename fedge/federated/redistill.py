@@ -1,75 +1,199 @@
 """Re-distillation: the aggregate goes back to school, on the server's own data.
 
-The teaching signal is the mean of the teacher's and the aggregate's answers (ensemble distillation; Lin et
-al. 2020, FedDF, algorithm 1), so that what the clients have learned is not overwritten; the student starts
-from the aggregate, trains as the int8 model rounds, and is drawn back towards it. What comes out is only a
-candidate: judges decide.
+The teaching signal is the teacher, or an ensemble of the teacher, the aggregate and some clients' models,
+so that what the clients have learned is not overwritten (ensemble distillation; Lin et al. 2020, algorithm
+1). The student starts from the aggregate, trains as the int8 model rounds, and is drawn back towards it. What
+comes out is only a candidate: judges decide. In ``gradient`` mode the same lesson gives a small step in every
+round, which travels within the update (mixed federated learning; Augenstein et al. 2022), and the judges
+decide whether it goes on. The teacher can learn from the ensemble too.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fedge.compress.quantize import bounded, fake_quantized
 from fedge.config import Config
+from fedge.distill import Answers
 from fedge.distill._fit import Fit
-from fedge.federated.coding import Weights, encode_dense
-from fedge.federated.frames import Step, StepKind
-from fedge.federated.prepare import Prepared, distil_more, distillation
-from fedge.federated.training import tensors
+from fedge.federated import teaching
+from fedge.federated.coding import Arrays, Weights, apply_step, build_codec, encode_dense
+from fedge.federated.frames import Scores, Step, StepKind
+from fedge.federated.prepare import Prepared
+from fedge.federated.pupil import Lesson, distil_more, distillation
+from fedge.federated.teaching import Ask
+from fedge.federated.training import loss_and_score, tensors
 from fedge.models.student import forward
 from fedge.seeding import derive
-from fedge.tasks import Task
+from fedge.tasks import Task, targets
+
+_LEAST = 1e-12
 
 
-def make_candidate(config: Config, task: Task, prepared: Prepared, weights: Weights, number: int) -> Step:
-    """A step from the global ``weights`` after round ``number`` to a re-distilled student.
+@dataclass(frozen=True, eq=False)
+class School:
+    """What a lesson is given with.
 
-    It travels as a quantized change or as a quantized snapshot, whichever is smaller; judges score exactly
-    what the clients would hold.
+    Attributes:
+        config: the run's settings.
+        task: what is learned.
+        prepared: teacher, plan and the server's data.
+        weights: the aggregate.
+        members: clients' reconstructed models, for an ensemble.
+        number: the round, for the seed.
     """
-    settings, spec = config.redistill, prepared.plan.spec
-    start = tensors(weights)
-    alive = {n: torch.from_numpy(a).float() for n, a in prepared.support.alive.items()}
-    how = Fit(
-        settings.epochs,
-        config.student.batch,
-        settings.learning_rate,
-        derive(config.seed, "redistill", number),
-    )
+
+    config: Config
+    task: Task
+    prepared: Prepared
+    weights: Weights
+    members: Sequence[Weights]
+    number: int
+
+
+def make_candidate(school: School) -> Step:
+    """A step from the aggregate to a re-distilled student, as it would travel; judges score what it gives."""
+    settings, support = school.config.redistill, school.prepared.support
+    share = np.float32(settings.interpolation)
+    change = {n: share * c for n, c in _lesson_change(school, settings.epochs).items()}
+    return Step(StepKind.CHANGE, encode_dense(support.gather(change), settings.bits))
+
+
+def server_step(school: School) -> Arrays:
+    """What ``gradient`` mode adds to the mean update, live entries only: a short lesson, weighed."""
+    settings = school.config.redistill
+    weight = np.float32(settings.gradient_weight)
+    change = _lesson_change(school, settings.gradient_epochs)
+    return {n: weight * c for n, c in school.prepared.support.gather(change).items()}
+
+
+def _lesson_change(school: School, epochs: int) -> Arrays:
+    """From the aggregate to what it is after so many passes."""
+    config, prepared = school.config, school.prepared
+    spec, start = prepared.plan.spec, tensors(school.weights)
     taught = distil_more(
         spec,
         start,
-        alive,
+        {n: torch.from_numpy(a).float() for n, a in prepared.support.alive.items()},
         fake_quantized(spec, prepared.plan.scales),
-        (prepared.x, prepared.y),
-        teaching_signal(config, prepared, weights),
-        distillation(config),
-        task,
-        how,
+        _lesson(school),
+        distillation(config, school.task),
+        school.task,
+        Fit(
+            epochs,
+            config.student.batch,
+            config.redistill.learning_rate,
+            derive(config.seed, "redistill", school.number),
+        ),
+        config.redistill.proximal,
     )
-    change = {n: (settings.interpolation * (taught[n] - start[n])).numpy() for n in taught}
-    target = {n: weights[n] + change[n] for n in change}
-    gather = prepared.support.gather
-    by_change = encode_dense(gather(change), settings.bits)
-    by_snapshot = encode_dense(gather(target), config.quantize.download_bits)
-    if len(by_snapshot) < len(by_change):
-        return Step(StepKind.SNAPSHOT, by_snapshot)
-    return Step(StepKind.CHANGE, by_change)
+    return {n: (taught[n] - start[n]).numpy() for n in taught}
 
 
-def teaching_signal(config: Config, prepared: Prepared, weights: Weights) -> Callable[[Tensor], Tensor]:
-    """From windows to the teaching signal: the teacher's logits, or log of the ensemble's mean answer."""
-    if config.redistill.mode == "teacher":
-        return prepared.teacher
-    spec, params = prepared.plan.spec, tensors(weights)
-    numerics = bounded(spec, prepared.plan.scales)
+def _lesson(school: School) -> Lesson:
+    """The server's windows, labelled or not, and whoever teaches."""
+    prepared, more = school.prepared, school.prepared.unlabelled
+    known = targets(prepared.plan.spec, prepared.x, prepared.y)
+    wanted = torch.cat([known, known.new_zeros((len(more), *known.shape[1:]))])
+    labelled = torch.arange(len(wanted)) < len(known)
+    return Lesson(torch.cat([prepared.x, more]), wanted, labelled, teaching_signal(school))
 
-    def ensemble(x: Tensor) -> Tensor:
-        teacher = F.softmax(prepared.teacher(x), dim=1)
-        aggregate = F.softmax(forward(spec, params, x, numerics), dim=1)
-        return torch.log((teacher + aggregate) / 2 + 1e-12)
 
-    return ensemble
+def teaching_signal(school: School) -> Ask:
+    """Whoever teaches the student: the teacher alone, or the ensemble with it."""
+    teacher = teaching.ask(school.config, school.prepared.plan.spec, school.prepared.teacher)
+    return teacher if school.config.redistill.mode == "teacher" else ensemble(school, teacher)
+
+
+def ensemble(school: School, teacher: Ask | None) -> Ask:
+    """The teacher (if given), the aggregate and the members, as one.
+
+    Numbers and reconstructions are averaged. Of classes, each one's probabilities are weighed class by class
+    with how sure it is of that class: the mean probability that it gives it on the server's windows of that
+    class. A class that the server has no window of is left to those who have seen it: the aggregate and the
+    members. The features are the teacher's.
+    """
+    spec, scales = school.prepared.plan.spec, school.prepared.plan.scales
+    numerics = bounded(spec, scales)
+    students = [tensors(w) for w in (school.weights, *school.members)]
+
+    @torch.no_grad()
+    def each(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        said = [forward(spec, params, x, numerics) for params in students]
+        first = teacher(x) if teacher else None
+        return torch.stack([first.outputs, *said] if first else said), first.features if first else None
+
+    if school.task.target != "class":
+
+        def mean(x: Tensor) -> Answers:
+            outputs, features = each(x)
+            return Answers(outputs.mean(dim=0), features)
+
+        return mean
+    sure = _sureness(each(school.prepared.x)[0].softmax(dim=2), school.prepared.y, teacher is not None)
+
+    def weighed(x: Tensor) -> Answers:
+        outputs, features = each(x)
+        mixed = (sure[:, None] * outputs.softmax(dim=2)).sum(dim=0)
+        return Answers(torch.log(mixed / mixed.sum(dim=1, keepdim=True) + _LEAST), features)
+
+    return weighed
+
+
+def _sureness(probabilities: Tensor, y: Tensor, taught: bool) -> Tensor:
+    """Weights ``[models, classes]`` of ``probabilities [models, n, classes]``; each class's add up to 1.
+
+    ``taught``: the first model is the teacher, which knows only the classes in ``y``.
+    """
+    models, _, classes = probabilities.shape
+    known = F.one_hot(y, classes).to(probabilities.dtype)
+    seen = known.sum(dim=0) > 0
+    sure = torch.einsum("mnc,nc->mc", probabilities, known) / known.sum(dim=0).clamp_min(1)
+    unseen = torch.ones(models, dtype=sure.dtype)
+    if taught and models > 1:
+        unseen[0] = 0
+    sure = torch.where(seen, sure.clamp_min(_LEAST), unseen[:, None])
+    return sure / sure.sum(dim=0)
+
+
+def teach_teacher(school: School) -> None:
+    """The teacher learns from the federation, in place: on the server's labelled and unlabelled windows."""
+    prepared, config = school.prepared, school.config
+    known = targets(prepared.plan.spec, prepared.x, prepared.y)
+    signal = ensemble(school, None)
+    loss = distillation(config, school.task)
+    if config.student.loss == "relational":  # the ensemble has no features to relate
+        loss = distillation(_plain(config), school.task)
+    teaching.learn_from(
+        config,
+        school.task,
+        prepared.plan.spec,
+        prepared.teacher,
+        (prepared.x, known),
+        prepared.unlabelled,
+        lambda x: signal(x).outputs,
+        loss,
+        derive(config.seed, "teacher learns", school.number),
+    )
+
+
+def judge_on_server(school: School, step: Step) -> Mapping[str, Scores]:
+    """Losses and scores of the aggregate and of the candidate on each of the people held back."""
+    plan = school.prepared.plan
+    codec = build_codec(plan.downlink)
+    candidate = apply_step(step, school.weights, school.prepared.support, codec)
+    judged = {}
+    for name, data in school.prepared.judges.items():
+        held = loss_and_score(plan, school.task, school.weights, *data)
+        tried = loss_and_score(plan, school.task, candidate, *data)
+        judged[name] = Scores(len(data[1]), *held, *tried)
+    return judged
+
+
+def _plain(config: Config) -> Config:
+    """With the task's own distillation loss."""
+    return replace(config, student=replace(config.student, loss=""))

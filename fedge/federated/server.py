@@ -9,96 +9,42 @@ Nothing here knows Flower: ``Clients`` is whoever can carry a frame to a client 
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from fedge.codec import Codec
 from fedge.config import Config
-from fedge.errors import FedgeError, PayloadError, RefusedError, UpdateError
-from fedge.federated import frames
+from fedge.errors import FedgeError, PayloadError, UpdateError
+from fedge.federated import frames, lessons
 from fedge.federated.client import HELLO, UPDATE, signed_parts
 from fedge.federated.coding import Weights, build_codec, limits, snapshot_step
-from fedge.federated.frames import Hello, Offer, Scores, Step, Train, Trained, Verdict, Welcome
-from fedge.federated.journal import Journal
+from fedge.federated.federation import Clients, Federation, Score, Traffic, ask, refused, welcomed
+from fedge.federated.frames import Hello, Scores, Step, Train, Trained, Welcome
 from fedge.federated.lineage import begin
-from fedge.federated.prepare import Prepared
-from fedge.federated.publish import Published, Publisher, publish_release
-from fedge.federated.redistill import make_candidate
-from fedge.federated.state import Candidate, ClientRecord, FederationState
+from fedge.federated.offer import release
+from fedge.federated.optimizer import OPTIMIZERS
+from fedge.federated.state import ClientRecord, FederationState
 from fedge.federated.strategy import (
-    Judgement,
+    candidate_due,
     choose,
     choose_judges,
+    choose_members,
     close_round,
     delivered,
     judge,
     learning_rate,
     task_for,
 )
-from fedge.observe import Observer
+from fedge.metrics import RANGES
 from fedge.signing import verify
-from fedge.tasks import Task
 from fedge.update import Update
+
+__all__ = ["Clients", "Federation", "Score", "run_round", "run_rounds"]
 
 MOST_WINDOWS = 1_000_000
 """Largest weight of one update: a client that claims more windows is refused."""
-
-Score = Callable[[Weights], Mapping[str, Any]]
-"""Scores of global weights for the log: ``clients``, ``unseen`` (means) and ``each`` (by client id).
-
-Only a simulation can look at everyone's data from outside; elsewhere this gives an empty mapping.
-"""
-
-Answers = Iterator[tuple[str, bytes | FedgeError]]
-
-
-class Clients(Protocol):
-    """Whoever carries frames."""
-
-    def ask(self, tasks: Mapping[str, bytes]) -> Answers:
-        """Send each client its task; yield answers, or why there is none, as they come in."""
-
-
-@dataclass
-class Traffic:
-    """Bytes handed over, per client, both ways."""
-
-    down: dict[str, int] = field(default_factory=dict)
-    up: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Everything a round needs that does not change from round to round.
-
-    Attributes:
-        config: the run's settings.
-        task: what is learned.
-        prepared: teacher, student and plan.
-        clients: carries the frames.
-        enrolled: public key of each client that may take part, by id.
-        publisher: signs and stores releases; ``None`` for a run without them.
-        journal: where completed rounds are committed.
-        observer: is told what happens.
-        score: scores global weights, for the log.
-    """
-
-    config: Config
-    task: Task
-    prepared: Prepared
-    clients: Clients
-    enrolled: Mapping[str, bytes]
-    publisher: Publisher | None
-    journal: Journal
-    observer: Observer
-    score: Score
-
-    @property
-    def downlink(self) -> Codec:
-        """Codec of the way down."""
-        return build_codec(self.prepared.plan.downlink)
 
 
 def run_rounds(federation: Federation) -> FederationState:
@@ -108,6 +54,7 @@ def run_rounds(federation: Federation) -> FederationState:
         state = _fresh_state(federation) if saved is None else FederationState.from_bytes(saved)
     except PayloadError as error:
         raise federation.journal.damaged(error) from None
+    federation = lessons.make_copy(federation, state)
     total = federation.config.rounds.rounds
     with federation.observer.stage("rounds") as stage:
         while state.round < total:
@@ -120,7 +67,8 @@ def _fresh_state(federation: Federation) -> FederationState:
     prepared = federation.prepared
     residual = federation.downlink.init(prepared.support.shapes())
     records = {client: ClientRecord() for client in federation.enrolled}
-    return FederationState(0, prepared.weights, residual, clients=records)
+    optimizer = OPTIMIZERS[federation.config.rounds.optimizer].init(prepared.support.shapes())
+    return FederationState(0, prepared.weights, residual, clients=records, optimizer=optimizer)
 
 
 def run_round(state: FederationState, federation: Federation) -> FederationState:
@@ -130,8 +78,9 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
     participants = choose(config, number, federation.enrolled)
     state, initial = _welcome(state, federation, participants, number)
     outcome = _collect(state, federation, participants, number, traffic)
-    judgement = judge(config, outcome.scores) if state.candidate else None
     tried = state.candidate
+    judges = outcome.scores if tried is None or not tried.scores else tried.scores
+    judgement = judge(config, judges) if tried else None
     state = close_round(
         config,
         state,
@@ -140,6 +89,7 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
         outcome.counted,
         outcome.lost,
         judgement,
+        lessons.nudge(state, federation),
         prepared.support,
         federation.downlink,
     )
@@ -147,12 +97,13 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
         state = _deliver(state, federation, traffic)
     record = outcome.record(number, traffic, initial, federation.score(state.weights))
     if judgement is not None and tried is not None:
-        record["redistillation"] = _evidence(config, tried, judgement, number, outcome.scores)
+        record["redistillation"] = lessons.evidence(config, tried, judgement, number, judges)
         federation.observer.event("redistillation", **record["redistillation"])
-    state = _release(state, federation, number, record)
-    state = _redistil(state, federation, number)
+    state = release(state, federation, number, record)
+    state = lessons.redistil(state, federation, outcome.members)
     record["seconds"] = round(time.perf_counter() - start, 3)
     federation.journal.commit_round(number, record, state.to_bytes())
+    lessons.forget_older_teachers(state, federation)
     federation.observer.event("round", rounds=config.rounds.rounds, **_summary(record))
     return state
 
@@ -166,11 +117,11 @@ def _welcome(
     challenge = secrets.token_bytes(16)
     frame = frames.encode_task(Welcome(challenge, prepared.plan.to_dict(), prepared.snapshot))
     records = dict(state.clients)
-    for client, answer in _ask(federation, dict.fromkeys(newcomers, frame), traffic):
+    for client, answer in ask(federation, dict.fromkeys(newcomers, frame), traffic):
         try:
             _check_hello(client, answer, challenge, federation)
         except FedgeError as error:
-            _refused(federation, client, number, error)
+            refused(federation, client, number, error)
         else:
             records[client] = ClientRecord(version=0, lineage=begin(prepared.snapshot))
     return replace(state, clients=records), traffic
@@ -200,6 +151,7 @@ class Outcome:
         losses: mean training loss, by client.
         own_scores: score of the weights received on the client's own later windows, by client.
         scores: numbers of the judges.
+        members: models of some clients, where a lesson after this round will want them.
     """
 
     asked: list[str]
@@ -210,6 +162,7 @@ class Outcome:
     losses: dict[str, float] = field(default_factory=dict)
     own_scores: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
+    members: list[Weights] = field(default_factory=list)
 
     def record(
         self, number: int, traffic: Traffic, initial: Traffic, scores: Mapping[str, Any]
@@ -225,7 +178,7 @@ class Outcome:
             "up": traffic.up,
             "initial_down": initial.down,
             "initial_up": initial.up,
-            "own_scores": self.own_scores,
+            "own_scores": {c: None if s != s else s for c, s in self.own_scores.items()},
             "scores": dict(scores),
             "redistillation": None,
             "release": None,
@@ -237,13 +190,15 @@ def _collect(
 ) -> Outcome:
     """Ask everyone, and add up what is sound as it comes in. What is not is refused and goes no further."""
     config = federation.config
-    judges = choose_judges(config, number, participants) if state.candidate else set()
+    on_trial = state.candidate is not None and not state.candidate.scores
+    judges = choose_judges(config, number, participants) if on_trial else set()
+    members = _members(config, state, participants)
     rate = learning_rate(config, number)
     snapshot, outcome = _snapshot(state, federation), Outcome(participants)
-    welcome = _welcomed(state, participants)
+    welcome = welcomed(state, participants)
     tasks = {c: task_for(c, number, state, snapshot, rate, c in judges) for c in welcome}
     uplink = build_codec(federation.prepared.plan.uplink)
-    for client, answer in _ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
+    for client, answer in ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
         try:
             trained = _check_trained(client, answer, tasks[client], federation)
             update = _update(trained, state, federation, uplink)
@@ -251,10 +206,12 @@ def _collect(
                 outcome.total = update if outcome.total is None else outcome.total + update
                 outcome.counted.add(client)
                 outcome.losses[client] = trained.loss
+                if client in members:
+                    outcome.members.append(federation.prepared.support.add(state.weights, update.mean()))
         except FedgeError as error:
             if answer is error and isinstance(error, UpdateError):
                 outcome.lost.add(client)
-            _refused(federation, client, number, error)
+            refused(federation, client, number, error)
             continue
         outcome.told[client] = tasks[client].lineage
         outcome.own_scores[client] = trained.score
@@ -263,9 +220,10 @@ def _collect(
     return outcome
 
 
-def _welcomed(state: FederationState, clients: Collection[str]) -> list[str]:
-    """Those that have plan and student."""
-    return [c for c in clients if state.clients[c].version is not None]
+def _members(config: Config, state: FederationState, participants: list[str]) -> set[str]:
+    """Clients whose models a lesson after this round wants, if there will be one."""
+    due = candidate_due(config, replace(state, round=state.round + 1, candidate=None))
+    return choose_members(config, state.round + 1, participants) if due else set()
 
 
 def _snapshot(state: FederationState, federation: Federation) -> Callable[[], Step]:
@@ -288,8 +246,9 @@ def _check_trained(client: str, answer: bytes | FedgeError, task: Train, federat
     if trained.judged is not None and not 0 < trained.judged.windows <= MOST_WINDOWS:
         raise UpdateError("judged on an impossible number of windows")
     judged = (j.score_held, j.score_candidate) if (j := trained.judged) is not None else ()
-    if not all(0 <= score <= 1 for score in (trained.score, *judged)):
-        raise UpdateError("claims a score that is not within 0 .. 1")
+    low, high = RANGES[federation.task.metric]
+    if not all(low <= score <= high or score != score for score in (trained.score, *judged)):
+        raise UpdateError(f"claims a score that is not within {low:g} .. {high:g}")
     return trained
 
 
@@ -305,141 +264,16 @@ def _update(trained: Trained, state: FederationState, federation: Federation, up
 def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:
     """After the last round: push the final global weights, without training."""
     snapshot, number = _snapshot(state, federation), state.round + 1
-    welcome = _welcomed(state, state.clients)
+    welcome = welcomed(state, state.clients)
     tasks = {c: task_for(c, number, state, snapshot, 0.0, judge=False) for c in welcome}
     done = {}
-    for client, answer in _ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
+    for client, answer in ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
         try:
             _check_trained(client, answer, tasks[client], federation)
             done[client] = tasks[client].lineage
         except FedgeError as error:
-            _refused(federation, client, number, error)
+            refused(federation, client, number, error)
     return delivered(state, done)
-
-
-def _release(
-    state: FederationState, federation: Federation, number: int, record: dict[str, Any]
-) -> FederationState:
-    """Publish a release if one is due, and offer it to every client."""
-    config, publisher = federation.config, federation.publisher
-    due = number % config.release.every == 0 or number == config.rounds.rounds
-    if publisher is None or not due:
-        return state
-    mean = {k: v for k, v in record["scores"].items() if k in ("clients", "unseen")}
-    published = publish_release(
-        config,
-        publisher,
-        federation.prepared,
-        state.weights,
-        state.released + 1,
-        number,
-        federation.task.metric,
-        mean,
-    )
-    decisions = _offer(federation, published, _welcomed(state, state.clients), number)
-    record["release"] = {
-        "version": published.version,
-        "path": published.path.relative_to(publisher.folder).as_posix(),
-        "sha256": published.sha256,
-        "model_bytes": published.model_bytes,
-        "bytes": len(published.bundle),
-        "decisions": decisions,
-    }
-    taken = sum(d["taken"] for d in decisions)
-    federation.observer.event(
-        "release",
-        version=published.version,
-        round=number,
-        bytes=len(published.bundle),
-        taken=taken,
-        refused=len(decisions) - taken,
-    )
-    return replace(state, released=published.version)
-
-
-def _offer(
-    federation: Federation, published: Published, clients: list[str], number: int
-) -> list[dict[str, Any]]:
-    frame = frames.encode_task(Offer(published.bundle))
-    decisions = []
-    for client, answer in _ask(federation, dict.fromkeys(clients, frame), Traffic()):
-        try:
-            if isinstance(answer, FedgeError):
-                raise answer
-            verdict = frames.decode_reply(answer)
-            if not isinstance(verdict, Verdict):
-                raise UpdateError("answered an offer with something else")
-        except FedgeError as error:
-            _refused(federation, client, number, error)
-            continue
-        decisions.append(
-            {
-                "client": client,
-                "taken": verdict.taken,
-                "reason": verdict.code,
-                "current": _number(verdict.current),
-                "candidate": _number(verdict.candidate),
-                "windows": verdict.windows,
-            }
-        )
-    return sorted(decisions, key=lambda d: str(d["client"]))
-
-
-def _redistil(state: FederationState, federation: Federation, number: int) -> FederationState:
-    """Make a candidate if one is due and there is a round left to judge it in."""
-    settings = federation.config.redistill
-    last = number >= federation.config.rounds.rounds
-    if settings.mode == "none" or number % settings.every or last or state.candidate is not None:
-        return state
-    step = make_candidate(federation.config, federation.task, federation.prepared, state.weights, number)
-    return replace(state, candidate=Candidate(number, step))
-
-
-def _evidence(
-    config: Config, tried: Candidate, judgement: Judgement, number: int, scores: Mapping[str, Scores]
-) -> dict[str, Any]:
-    return {
-        "round": tried.made,
-        "mode": config.redistill.mode,
-        "judged_in_round": number,
-        "judges": [
-            {
-                "client": client,
-                "windows": s.windows,
-                "aggregate": s.score_held,
-                "candidate": s.score_candidate,
-                "aggregate_loss": s.loss_held,
-                "candidate_loss": s.loss_candidate,
-            }
-            for client, s in sorted(scores.items())
-        ],
-        "aggregate": judgement.held,
-        "candidate": judgement.candidate,
-        "accepted": judgement.accepted,
-        "reason": judgement.reason,
-        "bytes": len(tried.step.payload),
-    }
-
-
-def _ask(federation: Federation, tasks: Mapping[str, bytes], traffic: Traffic) -> Answers:
-    """``clients.ask``, with every byte counted."""
-    if not tasks:
-        return
-    for client, frame in tasks.items():
-        traffic.down[client] = traffic.down.get(client, 0) + len(frame)
-    answered = set()
-    for client, answer in federation.clients.ask(tasks):
-        if client not in tasks or client in answered:
-            continue
-        answered.add(client)
-        if isinstance(answer, bytes):
-            traffic.up[client] = traffic.up.get(client, 0) + len(answer)
-        yield client, answer
-
-
-def _refused(federation: Federation, client: str, number: int, error: FedgeError) -> None:
-    kind = type(error).__name__ if isinstance(error, RefusedError) else "failed"
-    federation.observer.event("refused", client=client, round=number, kind=kind, reason=str(error))
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -455,7 +289,3 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "score_clients": record["scores"].get("clients"),
         "score_unseen": record["scores"].get("unseen"),
     }
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value

@@ -1,7 +1,7 @@
 """What the server remembers from round to round, and how it becomes one byte string in the journal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedge.errors import PayloadError
 from fedge.federated.coding import Weights
-from fedge.federated.frames import Step, StepKind
+from fedge.federated.frames import Scores, Step, StepKind
 from fedge.packing import pack, unpack
 
 Steps = tuple[Step, ...]
@@ -37,10 +37,12 @@ class Candidate:
     Attributes:
         made: the round after which it was made.
         step: from the global weights of that round to the candidate.
+        scores: numbers of judges on the server, by name, where those judge.
     """
 
     made: int
     step: Step
+    scores: Mapping[str, Scores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,9 @@ class FederationState:
         clients: what is known of each client, by id.
         candidate: a re-distilled student on trial, if there is one.
         released: number of releases so far.
+        optimizer: the server optimizer's state.
+        nudged: whether, in ``gradient`` mode, the judges want the server's step in every round.
+        taught: the round after which the teacher last learned from the federation; 0 for never.
     """
 
     round: int
@@ -64,6 +69,9 @@ class FederationState:
     clients: Mapping[str, ClientRecord] = field(default_factory=dict)
     candidate: Candidate | None = None
     released: int = 0
+    optimizer: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    nudged: bool = False
+    taught: int = 0
 
     def to_bytes(self) -> bytes:
         """Everything, exact."""
@@ -77,11 +85,14 @@ class FederationState:
             "round": self.round,
             "history": [[v, [blob(s) for s in steps]] for v, steps in self.history.items()],
             "clients": {c: [r.version, r.lineage.hex(), r.counted] for c, r in self.clients.items()},
-            "candidate": None if (c := self.candidate) is None else [c.made, blob(c.step)],
+            "candidate": None if (c := self.candidate) is None else [c.made, blob(c.step), _numbers(c)],
             "released": self.released,
+            "nudged": self.nudged,
+            "taught": self.taught,
         }
         arrays: dict[str, NDArray[Any]] = {f"weights/{n}": w for n, w in self.weights.items()}
         arrays |= {f"residual/{n}": np.asarray(r) for n, r in self.residual.items()}
+        arrays |= {f"optimizer/{n}": np.asarray(o) for n, o in self.optimizer.items()}
         arrays |= {f"blob/{i}": np.frombuffer(b, np.uint8) for i, b in enumerate(blobs)}
         return pack(meta, arrays)
 
@@ -115,6 +126,23 @@ class FederationState:
                 c: ClientRecord(v, bytes.fromhex(name), counted)
                 for c, (v, name, counted) in meta["clients"].items()
             },
-            candidate=None if candidate is None else Candidate(candidate[0], step(candidate[1])),
+            candidate=None if candidate is None else _candidate(candidate, step(candidate[1])),
             released=meta["released"],
+            optimizer=below("optimizer/"),
+            nudged=meta["nudged"],
+            taught=meta["taught"],
         )
+
+
+def _numbers(candidate: Candidate) -> dict[str, list[Any]]:
+    """JSON has no NaN: a score that is not defined is null."""
+    return {
+        name: [s.windows, *(None if v != v else v for v in astuple(s)[1:])]
+        for name, s in candidate.scores.items()
+    }
+
+
+def _candidate(saved: list[Any], step: Step) -> Candidate:
+    nan = float("nan")
+    scores = {n: Scores(v[0], *(nan if x is None else x for x in v[1:])) for n, v in saved[2].items()}
+    return Candidate(saved[0], step, scores)

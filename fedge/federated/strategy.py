@@ -15,9 +15,10 @@ import numpy as np
 from fedge.codec import Codec
 from fedge.config import Config
 from fedge.errors import UpdateError
-from fedge.federated.coding import Support, apply_step
+from fedge.federated.coding import Support, Weights, apply_step
 from fedge.federated.frames import Scores, Step, StepKind, Train
 from fedge.federated.lineage import follow
+from fedge.federated.optimizer import OPTIMIZERS, Optimizer
 from fedge.federated.state import ClientRecord, FederationState
 from fedge.seeding import derive
 from fedge.update import Update
@@ -58,6 +59,39 @@ def choose_judges(config: Config, number: int, participants: Collection[str]) ->
     count = min(len(everyone), config.redistill.judges)
     random = np.random.default_rng(derive(config.seed, "judges", number))
     return set(random.choice(everyone, count, replace=False).tolist())
+
+
+def choose_members(config: Config, number: int, participants: Collection[str]) -> set[str]:
+    """Which of a round's participants join the ensemble with their own model; a bounded number of them."""
+    everyone = sorted(participants)
+    count = min(len(everyone), config.redistill.members)
+    random = np.random.default_rng(derive(config.seed, "members", number))
+    return set(random.choice(everyone, count, replace=False).tolist())
+
+
+def candidate_due(config: Config, state: FederationState) -> bool:
+    """Whether a candidate is made after the last round of ``state``, to be judged in the next.
+
+    ``gradient`` mode asks the judges as soon as it can, since nothing of it is used before they agree.
+    """
+    settings, number = config.redistill, state.round
+    last = number >= config.rounds.rounds
+    if settings.mode == "none" or last or state.candidate is not None:
+        return False
+    return number % settings.every == 0 or (settings.mode == "gradient" and number == 1)
+
+
+def optimizer_of(config: Config) -> Optimizer:
+    """The server optimizer that the settings name."""
+    rounds = config.rounds
+    return Optimizer(
+        rounds.optimizer,
+        rounds.server_learning_rate,
+        rounds.server_momentum,
+        rounds.server_beta2,
+        rounds.server_tau,
+        config.local.dynamic or 0.01,
+    )
 
 
 def learning_rate(config: Config, number: int) -> float:
@@ -124,6 +158,7 @@ def close_round(
     counted: Collection[str],
     lost: Collection[str],
     judgement: Judgement | None,
+    nudge: Weights | None,
     support: Support,
     downlink: Codec,
 ) -> FederationState:
@@ -137,18 +172,24 @@ def close_round(
         counted: clients whose update is in ``total``.
         lost: clients that said they cannot follow; they will be welcomed again.
         judgement: what the judges said of ``state.candidate``, if it was on trial.
+        nudge: the server's own step, live entries, to travel with the mean update; ``None`` for none.
         support: which weights are alive.
         downlink: codec of the way down.
     """
     number = state.round + 1
     steps: list[Step] = []
-    if judgement is not None and judgement.accepted and state.candidate is not None:
+    gradient = config.redistill.mode == "gradient"
+    nudged = state.nudged if judgement is None else gradient and judgement.accepted
+    if judgement is not None and judgement.accepted and state.candidate is not None and not gradient:
         steps.append(state.candidate.step)
-    residual = state.residual
+    residual, optimizer = state.residual, state.optimizer
     if total is not None:
-        scale = np.float32(config.rounds.server_learning_rate)
-        mean = {n: scale * v for n, v in total.mean().items()}
-        residual, payload = downlink.encode(residual, mean)
+        share = len(counted) / len(state.clients)
+        server = optimizer_of(config)
+        optimizer, change = OPTIMIZERS[server.name].step(server, optimizer, total.mean(), share)
+        if nudge is not None:
+            change = {n: c + nudge[n] for n, c in change.items()}
+        residual, payload = downlink.encode(residual, change)
         steps.append(Step(StepKind.UPDATE, payload))
     weights = state.weights
     for step in steps:
@@ -167,6 +208,8 @@ def close_round(
         history=_recent({**state.history, number: tuple(steps)}, _snapshot_bytes(config, support)),
         clients=records,
         candidate=None if judgement is not None else state.candidate,
+        optimizer=optimizer,
+        nudged=nudged,
     )
 
 
@@ -204,20 +247,29 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
     it must be at least as high), and the judges' gain in loss must exceed its own standard error, so that one
     lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on. Every judge has
     one vote, whatever number of windows it claims; the loss is looked at because on few windows the score
-    moves in large steps.
+    moves in large steps. Where the metric is not defined on any judge's windows the loss decides alone.
     """
     scores = dict(sorted(scores.items()))  # the order of arrival would show in the last bit
     if len(scores) < 2:
         return Judgement(False, f"{len(scores)} judge(s) answered; two are needed", None, None)
     windows = sum(s.windows for s in scores.values())
-    held = statistics.fmean(s.score_held for s in scores.values())
-    candidate = statistics.fmean(s.score_candidate for s in scores.values())
+    both = [(s.score_held, s.score_candidate) for s in scores.values()]
+    both = [(h, c) for h, c in both if h == h and c == c]
+    held = statistics.fmean(h for h, _ in both) if both else None
+    candidate = statistics.fmean(c for _, c in both) if both else None
     gain, error = _mean_gain([s.loss_held - s.loss_candidate for s in scores.values()])
+    known = held is not None and candidate is not None
     text = (
-        f"score {held:.3f} to {candidate:.3f}, loss {-gain:+.4f} (standard error {error:.4f}) "
-        f"on {windows} windows of {len(scores)} clients"
+        (f"score {held:.4g} to {candidate:.4g}, " if known else "score not defined, ")
+        + f"loss {-gain:+.4f} (standard error {error:.4f}) "
+        + f"on {windows} windows of {len(scores)} judges"
     )
-    accepted = candidate - held >= config.redistill.margin - _ROUNDING and gain > error
+    better = (
+        candidate - held >= config.redistill.margin - _ROUNDING
+        if held is not None and candidate is not None
+        else True
+    )
+    accepted = better and gain > error
     return Judgement(accepted, text, held, candidate)
 
 

@@ -1,90 +1,147 @@
-"""The student: a small convolutional classifier for windows, as a description and a pure forward pass.
+"""The student: a small convolutional network, as a description and a pure forward pass.
 
 A student is data, not a class: ``StudentSpec`` says which layers there are, and ``forward`` runs them on
 named tensors. The same description is run in float, run with fake quantization (``fedge.compress.quantize``),
-exported to ONNX (``fedge.compress.export``) and counted, so the four cannot drift apart. There is no
-normalisation layer in it: the server distils with BatchNorm (``Normalised``) and folds it away before
-anything is sent (Jacob et al. 2018, section 3.2), because with one in the graph int8 is slower than float.
+exported to ONNX (``fedge.compress.export``), cut down (``fedge.compress.structured``) and counted, so these
+cannot drift apart. There is no normalisation layer in it: the server distils with BatchNorm (``normalised``)
+and folds it away before anything is sent (Jacob et al. 2018, section 3.2), because with one in the graph int8
+is slower than float. The named sizes are in ``student_families``.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedge.errors import ConfigError, PayloadError
+from fedge.errors import PayloadError
 
 Params = Mapping[str, Tensor]
 
-SIZES: dict[str, tuple[int, int, int, int]] = {
-    "tiny": (12, 16, 24, 32),
-    "small": (24, 32, 48, 64),
-    "medium": (48, 64, 80, 96),
-}
-"""Output channels of the four convolutions: about 5 k, 19 k and 56 k parameters on six channels."""
+SPREAD_FLOOR = 0.1
+"""Added to a channel's spread before its logarithm is taken, in standard deviations of the channel."""
 
-_KERNELS = (5, 5, 3, 3)
-_EPSILON = 1e-5  # of BatchNorm
 _MOST_PARAMETERS = 50_000_000
 _MOST_ACTIVATIONS = 1 << 24  # of one layer, for one window
-_SHORTEST = 8  # samples below which a convolution no longer strides
+_NOT_ONE = "not a description of a student"
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A 1-D convolution over time with bias and ReLU; padding ``kernel // 2`` on both sides."""
+    """A convolution with bias and ReLU; padding ``kernel // 2`` on both sides.
+
+    ``groups`` is 1, or ``inputs`` for a depthwise one. Images have square kernels.
+    """
 
     name: str
     inputs: int
     outputs: int
     kernel: int
     stride: int
+    groups: int = 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is filtered by itself."""
+        return self.groups > 1
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a student for anomalies reconstructs of a window ``[channels, time]``: what its end is like.
+
+    For each channel, the mean over the last ``recent`` samples, and the logarithm of the standard deviation
+    there (plus ``SPREAD_FLOOR``): its level and its spread. Each is divided by ``scale``, so that all of them
+    vary alike where nothing is wrong. The anomaly score of a window is the mean squared difference between
+    what the student says and what is.
+
+    Attributes:
+        recent: samples.
+        scale: ``2 * channels`` numbers above 0: how much each of the two varies in normal windows.
+    """
+
+    recent: int
+    scale: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Number:
+    """What turns the output of a student for a number into the number: ``offset + scale * output``."""
+
+    offset: float
+    scale: float
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """The layers of a student: convolutions, the mean over time, one dense layer.
+    """The layers of a student: convolutions, the mean over time or area, one dense layer.
 
     Attributes:
-        channels: sensor channels of a window.
-        time: samples of a window.
-        classes: number of classes.
+        channels: of a window or an image.
+        size: ``(time,)`` or ``(height, width)``.
+        outputs: numbers that the dense layer gives: one a class, one, or a reconstruction.
         convs: the convolutions, in order.
+        reconstruction: set for a student whose score is how far its reconstruction is off.
+        number: set for a student that says a number.
     """
 
     channels: int
-    time: int
-    classes: int
+    size: tuple[int, ...]
+    outputs: int
     convs: tuple[Conv, ...]
+    reconstruction: Reconstruction | None = None
+    number: Number | None = None
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Shape of a window as data have it: ``(time, channels)`` or ``(height, width, channels)``."""
+        return (*self.size, self.channels)
+
+    @property
+    def input(self) -> tuple[int, ...]:
+        """Shape of a window as the student takes it: channels first."""
+        return (self.channels, *self.size)
 
     @property
     def features(self) -> int:
         """Length of the vector that the dense layer sees."""
         return self.convs[-1].outputs
 
+    @property
+    def scores(self) -> int:
+        """Numbers in one answer."""
+        return 1 if self.reconstruction else self.outputs
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, in the order in which they travel."""
         shapes: dict[str, tuple[int, ...]] = {}
         for c in self.convs:
-            shapes[f"{c.name}.weight"] = (c.outputs, c.inputs, c.kernel)
+            shapes[f"{c.name}.weight"] = (c.outputs, c.inputs // c.groups, *[c.kernel] * len(self.size))
             shapes[f"{c.name}.bias"] = (c.outputs,)
-        shapes["head.weight"] = (self.classes, self.features)
-        shapes["head.bias"] = (self.classes,)
+        shapes["head.weight"] = (self.outputs, self.features)
+        shapes["head.bias"] = (self.outputs,)
         return shapes
 
     def parameters(self) -> int:
         """Number of weights and biases."""
-        return sum(torch.Size(s).numel() for s in self.shapes().values())
+        return sum(math.prod(s) for s in self.shapes().values())
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        """What is left of ``size`` after each convolution."""
+        sizes, size = [], self.size
+        for c in self.convs:
+            size = tuple((s + 2 * (c.kernel // 2) - c.kernel) // c.stride + 1 for s in size)
+            sizes.append(size)
+        return sizes
 
     def multiply_adds(self) -> int:
         """Multiply-adds for one window."""
-        total, time = self.classes * self.features, self.time
-        for c in self.convs:
-            time = (time + 2 * (c.kernel // 2) - c.kernel) // c.stride + 1
-            total += c.outputs * c.inputs * c.kernel * time
+        total = self.outputs * self.features
+        for c, size in zip(self.convs, self.sizes(), strict=True):
+            total += c.outputs * (c.inputs // c.groups) * c.kernel ** len(size) * math.prod(size)
         return total
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,51 +158,62 @@ class StudentSpec:
         try:
             fields = dict(raw)  # type: ignore[call-overload]
             convs = tuple(Conv(**c) for c in fields.pop("convs"))
-            spec = StudentSpec(convs=convs, **fields)
-        except (TypeError, ValueError, KeyError) as error:
-            raise PayloadError(f"not a description of a student: {error}") from None
-        return _checked(spec)
+            size, rebuilt = tuple(fields.pop("size")), fields.pop("reconstruction", None)
+            if rebuilt is not None:
+                rebuilt = Reconstruction(rebuilt["recent"], tuple(rebuilt["scale"]))
+            number = fields.pop("number", None)
+            if number is not None:
+                number = Number(float(number["offset"]), float(number["scale"]))
+            spec = StudentSpec(convs=convs, size=size, reconstruction=rebuilt, number=number, **fields)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise PayloadError(f"{_NOT_ONE}: {error}") from None
+        return checked(spec)
 
 
-def _checked(spec: StudentSpec) -> StudentSpec:
-    numbers = [spec.channels, spec.time, spec.classes]
-    numbers += [n for c in spec.convs for n in (c.inputs, c.outputs, c.kernel, c.stride)]
-    if not 1 <= len(spec.convs) <= 32 or not all(type(n) is int and 1 <= n <= 65_536 for n in numbers):
-        raise PayloadError("not a description of a student: a layer count or size is out of range")
+def checked(spec: StudentSpec) -> StudentSpec:
+    """``spec``, if its layers fit each other and it is of a size that a device can be asked to hold.
+
+    Raises:
+        PayloadError: otherwise; the message says what does not fit.
+    """
+    numbers = [spec.channels, *spec.size, spec.outputs]
+    numbers += [n for c in spec.convs for n in (c.inputs, c.outputs, c.kernel, c.stride, c.groups)]
+    if not 1 <= len(spec.convs) <= 64 or not all(type(n) is int and 1 <= n <= 65_536 for n in numbers):
+        raise PayloadError(f"{_NOT_ONE}: a layer count or size is out of range")
+    if len(spec.size) not in (1, 2):
+        raise PayloadError(f"{_NOT_ONE}: it takes windows [time] or images [height, width], not {spec.size}")
     names = [str(c.name) for c in spec.convs]
     if len(set(names)) < len(names) or {"input", "mean", "head"} & set(names):
-        raise PayloadError("not a description of a student: a layer's name is taken")
+        raise PayloadError(f"{_NOT_ONE}: a layer's name is taken")
     before = spec.channels
     for c in spec.convs:
         if c.inputs != before or not isinstance(c.name, str) or not c.name.isidentifier():
-            raise PayloadError(
-                f"not a description of a student: layer {c.name!r} does not fit the one before"
-            )
+            raise PayloadError(f"{_NOT_ONE}: layer {c.name!r} does not fit the one before")
+        if c.groups != 1 and not c.groups == c.inputs == c.outputs:
+            raise PayloadError(f"{_NOT_ONE}: layer {c.name!r} has groups but is not depthwise")
         before = c.outputs
-    if spec.parameters() > _MOST_PARAMETERS:
-        raise PayloadError(f"not a description of a student: more than {_MOST_PARAMETERS} parameters")
-    if spec.time * max(spec.channels, *(c.outputs for c in spec.convs)) > _MOST_ACTIVATIONS:
-        raise PayloadError("not a description of a student: a layer's output is too large")
+    _check_extent(spec)
     return spec
 
 
-def build_spec(size: str, channels: int, time: int, classes: int) -> StudentSpec:
-    """The student of one size for windows ``[time, channels]`` and so many classes.
-
-    Convolutions halve the time while more than 8 samples are left, so short windows work too.
-
-    Raises:
-        ConfigError: no such size.
-    """
-    if size not in SIZES:
-        raise ConfigError(f"student.size: unknown size {size!r}; known: {', '.join(SIZES)}")
-    convs, before = [], channels
-    left = time
-    for i, (outputs, kernel) in enumerate(zip(SIZES[size], _KERNELS, strict=True)):
-        stride = 2 if left > _SHORTEST and i < 3 else 1
-        convs.append(Conv(f"conv{i + 1}", before, outputs, kernel, stride))
-        before, left = outputs, -(-left // stride)
-    return StudentSpec(channels, time, classes, tuple(convs))
+def _check_extent(spec: StudentSpec) -> None:
+    if spec.parameters() > _MOST_PARAMETERS:
+        raise PayloadError(f"{_NOT_ONE}: more than {_MOST_PARAMETERS} parameters")
+    widest = max(spec.channels, *(c.outputs for c in spec.convs))
+    if math.prod(spec.size) * widest > _MOST_ACTIVATIONS:
+        raise PayloadError(f"{_NOT_ONE}: a layer's output is too large")
+    if (n := spec.number) is not None and not (
+        spec.outputs == 1 and abs(n.offset) < 1e12 and 1e-12 < n.scale < 1e12 and not spec.reconstruction
+    ):
+        raise PayloadError(f"{_NOT_ONE}: the number that it says is out of range")
+    if (r := spec.reconstruction) is None:
+        return
+    if len(spec.size) != 1 or spec.outputs != 2 * spec.channels or len(r.scale) != spec.outputs:
+        raise PayloadError(f"{_NOT_ONE}: it does not reconstruct two numbers a channel of a window")
+    if type(r.recent) is not int or not 1 <= r.recent <= spec.size[0]:
+        raise PayloadError(f"{_NOT_ONE}: it reconstructs more than its window")
+    if not all(isinstance(s, float) and 1e-6 <= s <= 1e6 for s in r.scale):
+        raise PayloadError(f"{_NOT_ONE}: a scale of its reconstruction is out of range")
 
 
 @dataclass(frozen=True)
@@ -169,45 +237,40 @@ def activations(spec: StudentSpec) -> list[str]:
     return ["input", *(c.name for c in spec.convs), "mean"]
 
 
-def forward(spec: StudentSpec, params: Params, x: Tensor, numerics: Numerics = FLOAT) -> Tensor:
-    """Logits ``[n, classes]`` of windows ``x [n, channels, time]``."""
+def features(spec: StudentSpec, params: Params, x: Tensor, numerics: Numerics = FLOAT) -> Tensor:
+    """What the dense layer sees, ``[n, features]``, of windows ``x [n, channels, *size]``."""
+    convolve = F.conv1d if len(spec.size) == 1 else F.conv2d
     x = numerics.activation("input", x)
     for c in spec.convs:
         weight, bias = numerics.weights(c.name, params[f"{c.name}.weight"], params[f"{c.name}.bias"])
-        x = F.relu(F.conv1d(x, weight, bias, stride=c.stride, padding=c.kernel // 2))
+        x = F.relu(convolve(x, weight, bias, stride=c.stride, padding=c.kernel // 2, groups=c.groups))
         x = numerics.activation(c.name, x)
-    x = numerics.activation("mean", x.mean(dim=2))
+    return numerics.activation("mean", x.mean(dim=tuple(range(2, x.dim()))))
+
+
+def head(params: Params, seen: Tensor, numerics: Numerics = FLOAT) -> Tensor:
+    """Outputs ``[n, outputs]`` of features ``[n, features]``."""
     weight, bias = numerics.weights("head", params["head.weight"], params["head.bias"])
-    return F.linear(x, weight, bias)
+    return F.linear(seen, weight, bias)
 
 
-class Normalised(nn.Module):
-    """The student as the server first trains it: BatchNorm between convolution and ReLU."""
+def forward(spec: StudentSpec, params: Params, x: Tensor, numerics: Numerics = FLOAT) -> Tensor:
+    """Outputs ``[n, outputs]`` of windows ``x [n, channels, *size]``: logits, a number, a reconstruction."""
+    return head(params, features(spec, params, x, numerics), numerics)
 
-    def __init__(self, spec: StudentSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.convs = nn.ModuleList(
-            nn.Conv1d(c.inputs, c.outputs, c.kernel, c.stride, c.kernel // 2, bias=False) for c in spec.convs
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(c.outputs, eps=_EPSILON) for c in spec.convs)
-        self.head = nn.Linear(spec.features, spec.classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[n, classes]`` of windows ``x [n, channels, time]``."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(norm(conv(x)))
-        return self.head(x.mean(dim=2))  # type: ignore[no-any-return]
+def summary(r: Reconstruction, x: Tensor) -> Tensor:
+    """What there is to reconstruct, ``[n, 2 * channels]``, of windows ``x [n, channels, time]``."""
+    end = x[:, :, -r.recent :]
+    level = end.mean(dim=2)
+    spread = ((end - level[:, :, None]).square().mean(dim=2)).sqrt()
+    return torch.cat([level, torch.log(spread + SPREAD_FLOOR)], dim=1) / torch.tensor(r.scale)
 
-    @torch.no_grad()
-    def folded(self) -> dict[str, Tensor]:
-        """The same function without BatchNorm: weights for ``forward``, statistics frozen into them."""
-        params: dict[str, Tensor] = {}
-        for spec, conv, norm in zip(self.spec.convs, self.convs, self.norms, strict=True):
-            kept: dict[str, Tensor] = {**conv.state_dict(prefix="conv."), **norm.state_dict(prefix="norm.")}
-            gain = kept["norm.weight"] / torch.sqrt(kept["norm.running_var"] + _EPSILON)
-            params[f"{spec.name}.weight"] = kept["conv.weight"] * gain[:, None, None]
-            params[f"{spec.name}.bias"] = kept["norm.bias"] - kept["norm.running_mean"] * gain
-        params["head.weight"] = self.head.weight.detach().clone()
-        params["head.bias"] = self.head.bias.detach().clone()
-        return params
+
+def scores(spec: StudentSpec, x: Tensor, outputs: Tensor) -> Tensor:
+    """Answers ``[n, scores]``: the outputs themselves, the number, or how far the reconstruction is off."""
+    if spec.number is not None:
+        return outputs * spec.number.scale + spec.number.offset
+    if spec.reconstruction is None:
+        return outputs
+    return (outputs - summary(spec.reconstruction, x)).square().mean(dim=1, keepdim=True)

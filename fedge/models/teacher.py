@@ -1,57 +1,117 @@
-"""The teacher: a 1-D residual network (He et al. 2016, on windows as in Wang et al. 2017), server only."""
+"""Teachers, which only the server holds: built-in families by name, and the check that any teacher fits."""
 
-import torch.nn.functional as F  # noqa: N812
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from fedge.errors import ConfigError
+from fedge.models.teacher_autoencoder import Autoencoder
+from fedge.models.teacher_inception import FILTERS, Inception
+from fedge.models.teacher_residual import WIDTHS, Residual
+from fedge.plugins import nearest
 
-SIZES: dict[str, tuple[int, ...]] = {
-    "base": (64, 96, 128),
-    "large": (96, 160, 256),
-}
-"""Channels of the residual blocks: about 0.23 and 0.7 million parameters."""
+FAMILIES = ("residual", "inception", "autoencoder")
+SIZES = ("small", "base", "large", "huge")
+"""About 0.23, 0.7, 2.5 and 10 million parameters."""
 
-
-class _Block(nn.Module):
-    """Two convolutions and a shortcut; halves the time where ``stride`` is 2."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(inputs, outputs, 5, stride, 2, bias=False)
-        self.norm1 = nn.BatchNorm1d(outputs)
-        self.second = nn.Conv1d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm1d(outputs)
-        self.shortcut = nn.Conv1d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.second(F.relu(self.norm1(self.first(x)))))
-        return F.relu(y + self.shortcut(x))
+_CHECKED = (2, 1)  # windows of the batches that a teacher is tried with
 
 
-class Teacher(nn.Module):
-    """Logits ``[n, classes]`` of windows ``[n, channels, time]``."""
+def build_teacher(family: str, size: str, window: tuple[int, ...], outputs: int) -> nn.Module:
+    """A fresh teacher from ``[n, channels, time]`` or ``[n, channels, height, width]`` to ``[n, outputs]``.
 
-    def __init__(self, widths: tuple[int, ...], channels: int, classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv1d(channels, widths[0], 7, 2, 3, bias=False)
-        self.norm = nn.BatchNorm1d(widths[0])
-        pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
-        self.blocks = nn.Sequential(*(_Block(i, o, 2) for i, o in pairs))
-        self.drop = nn.Dropout(0.2)
-        self.head = nn.Linear(widths[-1], classes)
+    It also has ``features(x) -> [n, d]``, and ``head``, which makes the outputs of them.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of windows ``x [n, channels, time]``."""
-        x = self.blocks(F.relu(self.norm(self.stem(x))))
-        return self.head(self.drop(x.mean(dim=2)))  # type: ignore[no-any-return]
-
-
-def build_teacher(size: str, channels: int, classes: int) -> Teacher:
-    """A fresh teacher of one size.
+    Args:
+        family: one of ``FAMILIES``.
+        size: one of ``SIZES``.
+        window: ``(time, channels)``, or ``(height, width, channels)`` for images.
+        outputs: classes, or 1 for a number, or the length of what an autoencoder reconstructs.
 
     Raises:
-        ConfigError: no such size.
+        ConfigError: no such family or size, or the family is not for such windows.
     """
+    if family not in FAMILIES:
+        raise ConfigError(f"teacher.family: unknown family {family!r}; {nearest(family, list(FAMILIES))}")
     if size not in SIZES:
-        raise ConfigError(f"teacher.size: unknown size {size!r}; known: {', '.join(SIZES)}")
-    return Teacher(SIZES[size], channels, classes)
+        raise ConfigError(f"teacher.size: unknown size {size!r}; {nearest(size, list(SIZES))}")
+    if len(window) not in (2, 3) or min(*window, outputs) < 1:
+        raise ConfigError(f"no teacher from windows {list(window)} to {outputs} outputs")
+    if family == "inception":
+        if len(window) != 2:
+            raise ConfigError(
+                "teacher.family: inception is for windows [time, channels]; images need residual"
+            )
+        return Inception(FILTERS[size], window[1], outputs)
+    widths = WIDTHS[len(window) - 1][size]
+    return (Residual if family == "residual" else Autoencoder)(widths, window, outputs)
+
+
+def check_teacher(teacher: nn.Module, window: tuple[int, ...], outputs: int) -> None:
+    """Try a teacher on two windows of noise, and on one; its weights and mode stay as they are.
+
+    Args:
+        teacher: from float32 ``[n, channels, *size]`` to float32 ``[n, outputs]``.
+        window: ``(*size, channels)``.
+        outputs: what the task needs.
+
+    Raises:
+        ConfigError: it fails, answers with anything else, with values that are not finite, or with
+            probabilities, which the losses would soften a second time. It says what the teacher gives.
+    """
+    for n in _CHECKED:
+        x = _noise(n, window)
+        need = f"the task gives a teacher float32 {list(x.shape)} and needs float32 {[n, outputs]}"
+        try:
+            answer = _tried(teacher, teacher, x)
+        except Exception as error:  # whatever the user's own code raises
+            raise ConfigError(f"the teacher fails: {first_line(error)}; {need}") from error
+        if not isinstance(answer, Tensor):
+            raise ConfigError(f"the teacher gives a {type(answer).__name__}; {need}")
+        if answer.shape != (n, outputs) or answer.dtype != torch.float32:
+            kind = str(answer.dtype).removeprefix("torch.")
+            raise ConfigError(f"the teacher gives {kind} {list(answer.shape)}; {need}")
+        if not answer.isfinite().all():
+            raise ConfigError("the teacher's answer to standard normal noise is not finite")
+        if outputs > 1 and (answer >= 0).all() and torch.allclose(answer.sum(1), torch.ones(n), atol=1e-4):
+            raise ConfigError("the teacher gives probabilities; give logits: leave its softmax out")
+
+
+def feature_width(teacher: nn.Module, window: tuple[int, ...]) -> int | None:
+    """``d`` of the teacher's ``features(x) -> [n, d]``; None where it has none, or of another shape."""
+    features = getattr(teacher, "features", None)
+    if not callable(features):
+        return None
+    x = _noise(_CHECKED[0], window)
+    try:
+        given = _tried(teacher, features, x)
+    except Exception:  # the user's own code; a loss that needs features will say that there are none
+        return None
+    if isinstance(given, Tensor) and given.dim() == 2 and len(given) == len(x):
+        return int(given.shape[1])
+    return None
+
+
+def _noise(n: int, window: tuple[int, ...]) -> Tensor:
+    """Standard normal windows ``[n, channels, *size]``, the same every time."""
+    *size, channels = window
+    return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _tried(teacher: nn.Module, call: Callable[[Tensor], object], x: Tensor) -> object:
+    """What ``call`` answers while ``teacher`` is in evaluation mode; nothing is left changed."""
+    modes = [(m, m.training) for m in teacher.modules()]
+    try:
+        teacher.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return call(x)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong in other people's code, on one line of at most 200 characters."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__

@@ -106,9 +106,9 @@ def name(raw: object, what: str) -> str:
     return raw
 
 
-def names(raw: object, what: str, most: int) -> tuple[str, ...]:
-    """Different printable texts of at most 64 characters, at least one."""
-    values = array(raw, what, 1, most)
+def names(raw: object, what: str, most: int, least: int = 1) -> tuple[str, ...]:
+    """Different printable texts of at most 64 characters, ``least`` to ``most`` of them."""
+    values = array(raw, what, least, most)
     texts = tuple(v for v in values if isinstance(v, str) and 0 < len(v) <= _MAX_TEXT and v.isprintable())
     if len(texts) != len(values) or len(set(texts)) != len(texts):
         _refuse(what, f"different printable texts of at most {_MAX_TEXT} characters", raw)

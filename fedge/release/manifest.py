@@ -7,8 +7,10 @@ Unknown keys are refused, except under ``extra``.
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,10 @@ from numpy.typing import NDArray
 from fedge.errors import ReleaseError
 from fedge.release import _parse as p
 
-SCHEMA = 1
+if TYPE_CHECKING:  # a device that answers windows needs none of what reads files of data
+    from fedge.data.types import TargetKind
+
+SCHEMA = 2
 KIND = "int8-qdq"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MODEL_BYTES = 1 << 26
@@ -41,10 +46,14 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Input:
-    """The windows a model takes: samples in one, number of channels, and the channels' names."""
+    """The windows a model takes.
 
-    time: int
-    channels: int
+    Attributes:
+        shape: ``(time, channels)`` of a window, or ``(height, width, channels)`` of an image.
+        names: of the channels.
+    """
+
+    shape: tuple[int, ...]
     names: tuple[str, ...]
 
 
@@ -55,8 +64,8 @@ class SelfTest:
     int8 kernels of different processors do not agree bit for bit, hence the tolerance.
 
     Attributes:
-        windows: ``[k, time, channels]`` float32 in the sensor's units, little-endian, row by row.
-        scores: ``k`` rows of ``classes`` numbers.
+        windows: ``[k, *shape]`` float32 in the sensor's units, little-endian, row by row.
+        scores: ``k`` rows of ``outputs`` numbers.
         tolerance: largest allowed difference of one score, above 0.
     """
 
@@ -65,8 +74,8 @@ class SelfTest:
     tolerance: float
 
     @staticmethod
-    def of(x: NDArray[np.float32], scores: NDArray[np.float32], tolerance: float) -> "SelfTest":
-        """From windows ``[k, time, channels]`` and scores ``[k, classes]``."""
+    def of(x: NDArray[Any], scores: NDArray[np.float32], tolerance: float) -> "SelfTest":
+        """From windows or images ``[k, *shape]``, float or integer, and scores ``[k, outputs]``."""
         rows = tuple(tuple(float(v) for v in row) for row in scores)
         return SelfTest(np.ascontiguousarray(x, "<f4").tobytes(), rows, float(tolerance))
 
@@ -83,14 +92,17 @@ class Manifest:
         task: name of the task.
         model: the model file.
         input: the windows it takes.
-        classes: names of the classes, in the order of the scores.
+        classes: names of the classes, in the order of the scores; none where the answer is a number. Where
+            the one score tells how anomalous a window is, the names of both kinds: normal, anomalous.
         preprocess: see :func:`fedge.preprocess.from_dict`.
         metric: name of the score it was chosen by; higher is better.
-        scores: what it scored, by name (as in ``report.json``).
+        scores: what it scored, by name (as in ``report.json``); finite.
         sizes: facts about its size, by name, in bytes or parameters.
         parent: the version it was fine-tuned from, if any.
         expires: Unix time in seconds; from then on a device does not take it any more.
         self_test: see :class:`SelfTest`.
+        threshold: above which score a window is anomalous, as the server suggests it. A device that has
+            normal windows of its own sets its own (:func:`fedge.metrics.threshold`). None for other tasks.
         extra: anything else, as JSON.
     """
 
@@ -109,7 +121,20 @@ class Manifest:
     parent: int | None
     expires: int
     self_test: SelfTest
+    threshold: float | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model answers with for one window, as its self-test shows."""
+        return len(self.self_test.scores[0])
+
+    @property
+    def target(self) -> "TargetKind":
+        """What the model tells of a window."""
+        if not self.classes:
+            return "number"
+        return "class" if self.outputs == len(self.classes) else "anomaly"
 
     def to_bytes(self) -> bytes:
         """The canonical JSON.
@@ -129,12 +154,12 @@ class Manifest:
         return content
 
     def self_test_windows(self) -> NDArray[np.float32]:
-        """The self-test's windows, ``[k, time, channels]`` float32."""
+        """The self-test's windows, ``[k, *shape]`` float32."""
         flat = np.frombuffer(self.self_test.windows, "<f4").astype(np.float32)
-        return flat.reshape(-1, self.input.time, self.input.channels)
+        return flat.reshape(-1, *self.input.shape)
 
     def self_test_scores(self) -> NDArray[np.float32]:
-        """What the model must answer to them, ``[k, classes]`` float32."""
+        """What the model must answer to them, ``[k, outputs]`` float32."""
         return np.array(self.self_test.scores, np.float32)
 
 
@@ -142,15 +167,15 @@ def parse(content: bytes) -> Manifest:
     """Parse a manifest from a source that is not trusted.
 
     Raises:
-        ReleaseError: it is too long, not canonical JSON, nests too deeply, has an unknown or a missing
-            key, or a value of the wrong type or outside its bounds.
+        ReleaseError: it is too long, not canonical JSON, nests too deeply, has another schema, an unknown
+            or a missing key, or a value of the wrong type or outside its bounds.
     """
     raw = p.load(content, MAX_MANIFEST_BYTES)
-    if raw.get("schema") != SCHEMA:
-        raise ReleaseError(f"the manifest has schema {raw.get('schema')!r:.20}; this fedge reads {SCHEMA}")
+    _check_schema(raw.get("schema"))
     p.keys(raw, "manifest", {*Manifest.__dataclass_fields__, "schema"})
     window = _input(p.obj(raw["input"], "input"))
-    classes = p.names(raw["classes"], "classes", MAX_CLASSES)
+    classes = p.names(raw["classes"], "classes", MAX_CLASSES, least=0)
+    self_test = _self_test(p.obj(raw["self_test"], "self_test"), window, len(classes))
     version = p.integer(raw["version"], "version", 1)
     created = p.integer(raw["created"], "created", 0)
     parent = raw["parent"]
@@ -163,15 +188,27 @@ def parse(content: bytes) -> Manifest:
         model=_model(p.obj(raw["model"], "model")),
         input=window,
         classes=classes,
-        preprocess=p.preprocessing(raw["preprocess"], window.channels),
+        preprocess=p.preprocessing(raw["preprocess"], len(window.names)),
         metric=p.name(raw["metric"], "metric"),
         scores={k: p.number(v, k) for k, v in p.table(raw["scores"], "scores").items()},
         sizes={k: p.integer(v, k, 0) for k, v in p.table(raw["sizes"], "sizes").items()},
         parent=None if parent is None else p.integer(parent, "parent", 1, version - 1),
         expires=p.integer(raw["expires"], "expires", created + 1),
-        self_test=_self_test(p.obj(raw["self_test"], "self_test"), window, len(classes)),
+        self_test=self_test,
+        threshold=_threshold(raw["threshold"], len(classes), len(self_test.scores[0])),
         extra=p.obj(raw["extra"], "extra"),
     )
+
+
+def _check_schema(raw: object) -> None:
+    """Schema 1 knew only windows ``[time, channels]`` with classes; no fedge that wrote it was released."""
+    schema = p.integer(raw, "schema", 1)
+    if schema < SCHEMA:
+        hint = "it was written by an older fedge: publish the model again"
+        raise ReleaseError(f"the manifest has schema {schema}, this fedge reads {SCHEMA}: {hint}")
+    if schema > SCHEMA:
+        hint = "it was written by a newer fedge: update this one"
+        raise ReleaseError(f"the manifest has schema {schema}, this fedge reads {SCHEMA}: {hint}")
 
 
 def _model(raw: Mapping[str, object]) -> ModelFile:
@@ -186,20 +223,42 @@ def _model(raw: Mapping[str, object]) -> ModelFile:
 def _input(raw: Mapping[str, object]) -> Input:
     p.keys(raw, "input", set(Input.__dataclass_fields__))
     names = p.names(raw["names"], "names of channels", p.MAX_CHANNELS)
-    channels = p.integer(raw["channels"], "channels", 1, p.MAX_CHANNELS)
-    if channels != len(names):
-        raise ReleaseError(f"the manifest says {channels} channels and names {len(names)}")
-    return Input(p.integer(raw["time"], "time", 1, MAX_WINDOW // channels), channels, names)
+    shape = tuple(p.integer(s, "shape", 1, MAX_WINDOW) for s in p.array(raw["shape"], "shape", 2, 3))
+    if shape[-1] != len(names):
+        raise ReleaseError(f"the manifest says {shape[-1]} channels and names {len(names)}")
+    if (values := math.prod(shape)) > MAX_WINDOW:
+        raise ReleaseError(f"the manifest's windows have {values} values; the limit is {MAX_WINDOW}")
+    return Input(shape, names)
 
 
 def _self_test(raw: Mapping[str, object], window: Input, classes: int) -> SelfTest:
     p.keys(raw, "self_test", set(SelfTest.__dataclass_fields__))
-    scores = tuple(
-        tuple(p.number(v, "self_test scores") for v in p.array(row, "self_test scores", classes, classes))
+    rows = [
+        p.array(row, "self_test scores", 1, MAX_CLASSES)
         for row in p.array(raw["scores"], "self_test scores", 1, MAX_SELF_TEST)
-    )
-    size = 4 * len(scores) * window.time * window.channels
+    ]
+    scores = tuple(tuple(p.number(v, "self_test scores") for v in row) for row in rows)
+    _check_outputs({len(row) for row in scores}, classes)
+    size = 4 * len(scores) * math.prod(window.shape)
     windows = p.binary(raw["windows"], "self_test windows", size)
     if not np.isfinite(np.frombuffer(windows, "<f4")).all():
         raise ReleaseError("the manifest's self-test windows hold NaN or infinity")
     return SelfTest(windows, scores, p.number(raw["tolerance"], "tolerance", 1e-9, 1e9))
+
+
+def _check_outputs(widths: set[int], classes: int) -> None:
+    """One score per class; or a single one, for a number (no classes) or an anomaly score (two)."""
+    allowed = {0: {1}, 2: {1, 2}}.get(classes, {classes})
+    if len(widths) != 1 or not widths <= allowed:
+        wanted, found = (" or ".join(map(str, sorted(v))) for v in (allowed, widths))
+        raise ReleaseError(
+            f"the manifest's self-test has rows of {found} scores; with {classes} classes it must be {wanted}"
+        )
+
+
+def _threshold(raw: object, classes: int, outputs: int) -> float | None:
+    if raw is None:
+        return None
+    if (classes, outputs) != (2, 1):
+        raise ReleaseError("the manifest has a threshold: only one anomaly score with two classes has one")
+    return p.number(raw, "threshold")

@@ -1,7 +1,8 @@
 """The report of a run: ``report.json`` read and checked, as a page to look at and as lines for a terminal.
 
 Read in this order: ``read`` (the file, and careful access to what is in it), ``words`` (numbers as
-people write them), ``html`` and ``svg`` (safe markup), ``charts``, ``sections``, ``page``.
+people write them), ``measure`` (scores, each in its own unit), ``html`` and ``svg`` (safe markup),
+``charts``, the sections, ``page``.
 """
 
 from fedge.report.page import write_html

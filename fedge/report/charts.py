@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedge.report.html import Html, el, join
+from fedge.report.measure import Measure
 from fedge.report.svg import (
     Axis,
     canvas,
@@ -17,7 +18,7 @@ from fedge.report.svg import (
     polyline,
     spread_apart,
 )
-from fedge.report.words import clean, points, score, short_score
+from fedge.report.words import clean
 
 MOST_POINTS = 300
 """More rounds than this are thinned out in a drawing; the table beside it has them all."""
@@ -169,55 +170,44 @@ class Change:
 
 
 _ROW = 22.0
+_KEY = join(["\u25cb before\u00a0\u00a0\u00a0", el("tspan", "\u25cf", class_="full"), " after"])
 
 
-def dumbbells(name: str, title: str, words: str, groups: Sequence[tuple[str, Sequence[Change]]]) -> Html:
-    """A row per client: a ring where it began, a dot where it ended, the difference in points at the side."""
+def dumbbells(
+    name: str, title: str, words: str, groups: Sequence[tuple[str, Sequence[Change]]], kind: Measure
+) -> Html:
+    """A row per client: a ring where it began, a dot where it ended, the difference at the side."""
     values = [v for _, rows in groups for row in rows for v in (row.before, row.after) if v is not None]
-    axis = linear(values, 4, at_least=0.05)
+    axis = kind.axis(values, 4, 50)
+    shown = kind.ticks(axis)
     y, body = 24.0, []
     for group, rows in groups:
         body.append(label(0, y, group, "group", anchor="end", dx=-12))
         if group == groups[0][0]:
-            body.append(_ends(rows, axis, y))
+            body.append(label(1, y, _KEY, "tick", anchor="end", dx=66))
         for row in rows:
             y += _ROW
-            body.append(_dumbbell(row, axis, y))
+            body.append(_dumbbell(row, axis, y, kind))
         y += _ROW * 1.6
     height = y - _ROW * 0.3
     rules = [line(axis.at(t), 36, axis.at(t), height - 22, "rule") for t in axis.ticks]
-    ticks = [label(axis.at(t), height - 8, short_score(t), "tick", anchor="middle") for t in axis.ticks]
-    return canvas(name, title, words, height, (108, 62), *rules, *body, *ticks)
+    ticks = [label(axis.at(t), height - 8, shown(t), "tick", anchor="middle") for t in axis.ticks]
+    return canvas(name, title, words, height, (108, 70), *rules, *body, *ticks)
 
 
-def _ends(rows: Sequence[Change], axis: Axis, y: float) -> Html:
-    """Name the ring and the dot once, above the first row."""
-    for row in rows[:1]:
-        if row.before is not None and row.after is not None:
-            left, right = ("before", "after") if row.before <= row.after else ("after", "before")
-            low, high = sorted((row.before, row.after))
-            return join(
-                [
-                    label(axis.at(low), y, left, "tick", anchor="end", dx=4),
-                    label(axis.at(high), y, right, "tick", dx=-4),
-                ]
-            )
-    return Html("")
-
-
-def _dumbbell(row: Change, axis: Axis, y: float) -> Html:
+def _dumbbell(row: Change, axis: Axis, y: float, measured: Measure) -> Html:
     short = clean(row.name, 12)
     drawn = [line(0, y, 1, y, "row"), label(0, y, short, "name", anchor="end", dx=-12)]
     if row.before is not None and row.after is not None:
         change = row.after - row.before
-        kind = "worse" if round(100 * change, 1) < 0 else "better"
+        kind = "worse" if measured.gain(change) < 0 else "better"
         drawn.append(line(axis.at(row.before), y, axis.at(row.after), y, f"bar {kind}"))
-        drawn.append(label(1, y, points(change), f"change {kind}", anchor="end", dx=56))
+        drawn.append(label(1, y, measured.bare(change), f"change {kind}", anchor="end", dx=66))
     if row.before is not None:
         drawn.append(dot(axis.at(row.before), y, "ring", 4))
     if row.after is not None:
         drawn.append(dot(axis.at(row.after), y, "full", 4.5))
-    tip = f"{clean(row.name, 100)}: {score(row.before)} before, {score(row.after)} after"
+    tip = f"{clean(row.name, 100)}: {measured.shown(row.before)} before, {measured.shown(row.after)} after"
     return el("g", el("title", tip), *drawn)
 
 

@@ -2,19 +2,19 @@
 
 from fedge.report.charts import Bar, bars
 from fedge.report.html import Html, el, table
-from fedge.report.read import Record, amount, number, part, rows, times_smaller
+from fedge.report.read import Record, amount, cut_from, number, part, rows, times_smaller
 from fedge.report.svg import figure
 from fedge.report.words import cell, clean, count, microseconds, ratio, seconds, share, size
 
 MOST_LAYERS = 60
 """A chart shows no more layers than this; the table has them all."""
 
-_MODELS = (("teacher, fp32", ""), ("student, fp32", ""), ("student, int8", "one"))
+_STUDENTS = (("student, fp32", ""), ("student, int8", "one"))
 
 
 def model_section(report: Record) -> Html | None:
     """Size, latency, agreement of float and int8, and pruning per layer."""
-    charts = [chart for chart in (_size(report), _latency(report)) if chart]
+    charts = [chart for chart in (_size(report), _latency(report), _cut(report)) if chart]
     pruning = _pruning(report)
     if not charts and not pruning:
         return None
@@ -22,25 +22,35 @@ def model_section(report: Record) -> Html | None:
     return el("section", el("h2", "On the device"), pair, _agreement(report), pruning, id="device")
 
 
-def _bars(values: tuple[float | None, ...], shown: list[str]) -> list[Bar]:
-    named = zip(_MODELS, values, shown, strict=True)
+def _models(report: Record) -> tuple[tuple[str, str], ...]:
+    """Names of the models, and the colour of each one's bar."""
+    return (("own teacher" if part(report, "teacher").get("own") else "teacher, fp32", ""), *_STUDENTS)
+
+
+def _bars(report: Record, values: tuple[float | None, ...], shown: list[str]) -> list[Bar]:
+    named = zip(_models(report), values, shown, strict=True)
     return [Bar(name, value, words, kind) for (name, kind), value, words in named if value is not None]
 
 
 def _size(report: Record) -> Html | None:
     values = (
-        amount(report, "teacher", "bytes"),
+        amount(report, "teacher", "bytes") or None,
         amount(report, "student", "bytes_float32"),
         amount(report, "student", "bytes_int8_onnx"),
     )
-    drawn = _bars(values, [size(value) for value in values])
+    drawn = _bars(report, values, [size(value) for value in values])
     if not drawn:
         return None
     times = times_smaller(report)
     finding = f"{ratio(times)} smaller than the teacher" if times else "Size"
     words = ", ".join(f"{bar.name} {bar.shown}" for bar in drawn)
-    parameters = [amount(report, "teacher", "parameters"), *[amount(report, "student", "parameters")] * 2]
-    body = [[name, cell(p), cell(v)] for (name, _), p, v in zip(_MODELS, parameters, values, strict=True)]
+    parameters = [
+        amount(report, "teacher", "parameters") or None,
+        *[amount(report, "student", "parameters")] * 2,
+    ]
+    body = [
+        [name, cell(p), cell(v)] for (name, _), p, v in zip(_models(report), parameters, values, strict=True)
+    ]
     numbers = table("Size", ["model", "parameters", "bytes"], body)
     return figure(
         "size-chart", finding, "size; int8 as the ONNX file", bars("size", "Size", words, drawn), numbers
@@ -50,7 +60,7 @@ def _size(report: Record) -> Html | None:
 def _latency(report: Record) -> Html | None:
     keys = ("teacher_fp32", "student_fp32", "student_int8")
     values = tuple(amount(report, "latency_us", key) for key in keys)
-    drawn = _bars(values, [microseconds(value) for value in values])
+    drawn = _bars(report, values, [microseconds(value) for value in values])
     if not drawn:
         return None
     teacher, small = values[0], values[2]
@@ -59,7 +69,26 @@ def _latency(report: Record) -> Html | None:
     body = [[bar.name, f"{bar.value:.1f}"] for bar in drawn]
     numbers = table("Latency", ["model", "microseconds"], body)
     about = "median, one window at a time, one thread"
+    if teacher is None:
+        about += "; the teacher's was not measured"
     return figure("latency-chart", finding, about, bars("latency", "Latency", words, drawn), numbers)
+
+
+def _cut(report: Record) -> Html | None:
+    """The student before and after whole channels were removed; each bar as a share of what there was."""
+    drawn, body = [], []
+    for key, name in (("multiply_adds", "multiply-adds"), ("parameters", "parameters")):
+        before, after = cut_from(report, key), amount(report, "student", key)
+        if before is not None and after is not None:
+            drawn += [Bar(name, 1.0, count(before)), Bar("after", after / before, count(after), "one")]
+            body.append([name, count(before), count(after), ratio(before / after)])
+    if not drawn:
+        return None
+    finding = f"Channels removed: {body[0][3]} fewer {body[0][0]}"
+    words = ", ".join(f"{name} {before} to {after}" for name, before, after, _ in body)
+    numbers = table("The student", ["", "before", "after", "fewer"], body)
+    about = "the student before and after whole channels were removed"
+    return figure("cut-chart", finding, about, bars("cut", "Channels removed", words, drawn), numbers)
 
 
 def _agreement(report: Record) -> Html | None:

@@ -1,27 +1,18 @@
 """The top of the page: what was learned, in one sentence, and the four figures that matter."""
 
 from fedge.report.html import Html, el, join, value
-from fedge.report.read import Record, amount, number, part, rows, savings, times_smaller, total_bytes
+from fedge.report.measure import Measure, measure
+from fedge.report.read import Record, amount, cut_from, part, rows, savings, times_smaller, total_bytes
 from fedge.report.words import (
     NOT_MEASURED,
     clean,
     count,
     microseconds,
     plural,
-    points,
     ratio,
-    score,
     seconds,
     size,
 )
-
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC", "r2": "R\u00b2"}
-
-
-def metric(report: Record) -> str:
-    """The name of the score, as people write it."""
-    name = clean(report.get("metric") or "score", 40)
-    return METRICS.get(name, name.replace("_", " "))
 
 
 def header(report: Record) -> Html:
@@ -40,13 +31,7 @@ def header(report: Record) -> Html:
 
 def lead(report: Record) -> str:
     """What the run achieved, in one or two sentences."""
-    before, after = number(report, "score", "clients_initial"), number(report, "score", "clients")
-    told = []
-    if before is not None and after is not None:
-        verb = "rose" if after > before else "fell"
-        moved = f"{verb} from {score(before)} to" if score(after) != score(before) else "stayed at"
-        name = metric(report)
-        told.append(f"In {_rounds(report)} the {name} on the clients' own later data {moved} {score(after)}.")
+    told = [_learned(report)]
     if (total := total_bytes(report)) is not None:
         times = savings(report)
         than = f", {ratio(times)} less than federated averaging in fp32" if times and times > 1 else ""
@@ -58,7 +43,23 @@ def lead(report: Record) -> str:
         times = times_smaller(report)
         than = f", {ratio(times)} smaller than the teacher" if times and times > 1 else ""
         told.append(f"What runs on a device is {size(small)} of int8 ONNX{than}.")
-    return " ".join(told) or "This report holds no measurements yet."
+    return " ".join(filter(None, told)) or "This report holds no measurements yet."
+
+
+def _learned(report: Record) -> str:
+    kind = measure(report)
+    before, after = kind.of(report, "score", "clients_initial"), kind.of(report, "score", "clients")
+    if before is None or after is None:
+        return ""
+    verb = ("rose" if after > before else "fell") if not kind.lower else _VERBS[after < before]
+    shown = kind.shown(after)
+    moved = f"{verb} from {kind.shown(before)} to" if shown != kind.shown(before) else "stayed at"
+    words = f"In {_rounds(report)} the {kind.name} on the clients' own later data {moved} {shown}"
+    own = kind.of(report, "personal")
+    return f"{words}." if own is None else f"{words}, and with their own heads it is {kind.shown(own)}."
+
+
+_VERBS = {True: "improved", False: "worsened"}
 
 
 def _rounds(report: Record) -> str:
@@ -75,8 +76,7 @@ def _facts(report: Record) -> str:
         facts.append(plural(int(clients), "client"))
     if (unseen := sum(row.get("role") == "unseen" for row in rows(report, "clients_log"))) > 0:
         facts.append(f"{unseen} more never seen in training")
-    if isinstance(dataset.get("classes"), list):
-        facts.append(plural(len(dataset["classes"]), "class", "classes"))
+    facts += _what(report, dataset)
     facts += [f"{key} {clean(report[key], 40)}" for key in ("engine", "seed") if report.get(key) is not None]
     times = [t for key in part(report, "seconds") if (t := amount(report, "seconds", key)) is not None]
     if times:
@@ -84,11 +84,24 @@ def _facts(report: Record) -> str:
     return "  \u00b7  ".join(facts)
 
 
+def _what(report: Record, dataset: Record) -> list[str]:
+    """What was learned from, and from whom."""
+    facts, window = [], dataset.get("window")
+    if isinstance(window, list) and len(window) == 3:
+        facts.append("images of " + " \u00d7 ".join(clean(side, 8) for side in window[:2]))
+    classes = dataset.get("classes")
+    if isinstance(classes, list) and classes and report.get("task") != "anomaly":
+        facts.append(plural(len(classes), "class", "classes"))
+    if own := part(report, "teacher").get("own"):
+        facts.append(f"own teacher {clean(own, 80)}")
+    return facts
+
+
 def _figures(report: Record) -> list[Html]:
-    name = metric(report)
+    kind = measure(report)
     return [
-        _score_figure(report, f"Clients, {name}", "clients", "participant"),
-        _score_figure(report, f"Unseen clients, {name}", "unseen", "unseen"),
+        _score_figure(report, f"Clients, {kind.name}{kind.direction}", "clients", "participant"),
+        _score_figure(report, f"Unseen clients, {kind.name}", "unseen", "unseen"),
         _bytes_figure(report),
         _device_figure(report),
     ]
@@ -100,25 +113,30 @@ def _figure(name: str, big: Html, *lines: object) -> Html:
 
 
 def _score_figure(report: Record, name: str, key: str, role: str) -> Html:
-    after, before = number(report, "score", key), number(report, "score", f"{key}_initial")
+    kind = measure(report)
+    after, before = kind.of(report, "score", key), kind.of(report, "score", f"{key}_initial")
     lines: list[Html | None] = []
     if after is not None and before is not None:
-        gain = el("b", f"{points(after - before)} points")
-        lines.append(join([gain, " from ", value(before, score(before)), " before the rounds"]))
-    lines.append(_spread(report, key, role))
-    if (int8 := number(report, "score", f"{key}_int8")) is not None:
-        lines.append(join([value(int8, score(int8)), " as the int8 model"]))
-    return _figure(name, value(after, score(after)), *lines)
+        gain = el("b", kind.change(after - before))
+        lines.append(join([gain, " from ", value(before, kind.shown(before)), " before the rounds"]))
+    lines.append(_spread(kind, report, key, role))
+    if (int8 := kind.of(report, "score", f"{key}_int8")) is not None:
+        lines.append(join([value(int8, kind.shown(int8)), " as the int8 model"]))
+    if role == "participant" and (own := kind.of(report, "personal")) is not None:
+        lines.append(join([value(own, kind.shown(own)), " with their own heads"]))
+    return _figure(name, value(after, kind.shown(after)), *lines)
 
 
-def _spread(report: Record, key: str, role: str) -> Html | None:
+def _spread(kind: Measure, report: Record, key: str, role: str) -> Html | None:
     if (deviation := amount(report, "score", f"{key}_std")) is not None:
-        return join(["\u00b1 ", value(deviation, score(deviation)), " standard deviation"])
-    finals = [number(row, "score_final") for row in rows(report, "clients_log") if row.get("role") == role]
+        return join(["\u00b1 ", value(deviation, kind.shown(deviation)), " standard deviation"])
+    finals = [kind.of(row, "score_final") for row in rows(report, "clients_log") if row.get("role") == role]
     known = [final for final in finals if final is not None]
     if len(known) < 2:
         return None
-    return join([f"{score(min(known))} to {score(max(known))} across {plural(len(known), 'client')}"])
+    return join(
+        [f"{kind.shown(min(known))} to {kind.shown(max(known))} across {plural(len(known), 'client')}"]
+    )
 
 
 def _bytes_figure(report: Record) -> Html:
@@ -156,7 +174,11 @@ def _device_figure(report: Record) -> Html:
             join([el("b", value(times, ratio(times)), " smaller"), f" than the teacher, {size(teacher)}"])
         )
     if (dense := amount(report, "student", "parameters")) is not None:
-        lines.append(join([value(dense, count(dense)), " parameters"]))
+        whole = cut_from(report, "parameters")
+        cut = f", cut from {count(whole)}" if whole else ""
+        lines.append(join([value(dense, count(dense)), f" parameters{cut}"]))
+    if (work := amount(report, "student", "multiply_adds")) is not None:
+        lines.append(join([value(work, count(work)), " multiply-adds"]))
     if latency is not None:
         lines.append(join([value(latency, microseconds(latency)), " per window, one thread"]))
     else:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from fedge.errors import SetupError
 from fedge.report.html import Html, el, folded, join
-from fedge.report.learning import clients_section, redistillation_section, score_section
+from fedge.report.learning import clients_section, score_section
 from fedge.report.model import model_section, time_section
 from fedge.report.overview import header
 from fedge.report.read import Record, part
+from fedge.report.redistillation import redistillation_section
 from fedge.report.releases import releases_section
 from fedge.report.traffic import traffic_section
 from fedge.report.words import clean

@@ -18,7 +18,17 @@ MAX_NUMBER = 1e15
 
 Record = Mapping[str, Any]
 
-_RECORDS = ("teacher", "student", "score", "bytes", "release", "plain_fp32", "latency_us", "agreement")
+_RECORDS = (
+    "teacher",
+    "student",
+    "score",
+    "bytes",
+    "release",
+    "plain_fp32",
+    "latency_us",
+    "agreement",
+    "more_scores",
+)
 _LISTS = ("rounds_log", "clients_log", "redistillations", "releases")
 
 
@@ -115,6 +125,12 @@ def total_bytes(report: Record) -> float | None:
     """Bytes that one client received and sent over the whole run, on average; releases not counted."""
     sent = [amount(report, "bytes", key) for key in ("initial_download", "uplink", "downlink")]
     return None if None in sent else sum(value for value in sent if value is not None)
+
+
+def cut_from(report: Record, key: str) -> float | None:
+    """``parameters`` or ``multiply_adds`` of the student before channels were removed, if any were."""
+    before, after = amount(report, "student", "uncut", key), amount(report, "student", key)
+    return before if before and after and before > after else None
 
 
 def savings(report: Record) -> float | None:

@@ -1,18 +1,22 @@
 """The report in a few lines, for a terminal."""
 
-from fedge.report.overview import metric
-from fedge.report.read import Record, amount, number, rows, savings, times_smaller, total_bytes
-from fedge.report.words import clean, microseconds, plural, points, ratio, score, size
+from fedge.report.measure import measure
+from fedge.report.more import summary_line
+from fedge.report.read import Record, amount, cut_from, part, rows, savings, times_smaller, total_bytes
+from fedge.report.words import clean, count, microseconds, plural, ratio, size
 
 
 def summary_lines(report: Record) -> list[str]:
     """What the page says first, one fact a line, names in a column. Lines without a number are left out."""
+    clients = _score(report, "clients")
     lines = [
         ("run", _run(report)),
-        ("clients", _score(report, "clients")),
-        ("unseen", _score(report, "unseen")),
+        ("clients", clients),
+        ("unseen", _score(report, "unseen", first=not clients)),
+        ("further scores", summary_line(report)),
         ("bytes", _bytes(report)),
         ("model", _model(report)),
+        ("channels cut", _cut(report)),
         ("latency", _latency(report)),
         ("re-distillation", _redistillation(report)),
         ("releases", _releases(report)),
@@ -29,15 +33,18 @@ def _run(report: Record) -> str:
     return ", ".join(words)
 
 
-def _score(report: Record, key: str) -> str:
-    after, before = number(report, "score", key), number(report, "score", f"{key}_initial")
+def _score(report: Record, key: str, *, first: bool = True) -> str:
+    kind = measure(report)
+    after, before = kind.of(report, "score", key), kind.of(report, "score", f"{key}_initial")
     if after is None:
         return ""
-    words = f"{metric(report)} {score(after)}"
+    words = f"{kind.name} {kind.shown(after)}{kind.direction if first else ''}"
     if before is not None:
-        words += f", {score(before)} before the rounds ({points(after - before)} points)"
-    int8 = number(report, "score", f"{key}_int8")
-    return words if int8 is None else f"{words}, {score(int8)} as int8"
+        words += f", {kind.shown(before)} before the rounds ({kind.change(after - before)})"
+    if (int8 := kind.of(report, "score", f"{key}_int8")) is not None:
+        words += f", {kind.shown(int8)} as int8"
+    own = kind.of(report, "personal") if key == "clients" else None
+    return words if own is None else f"{words}, {kind.shown(own)} with their own heads"
 
 
 def _bytes(report: Record) -> str:
@@ -52,14 +59,21 @@ def _bytes(report: Record) -> str:
 
 
 def _model(report: Record) -> str:
+    own = "own " if part(report, "teacher").get("own") else ""
     parts = [
-        (amount(report, "teacher", "bytes"), "teacher"),
+        (amount(report, "teacher", "bytes") or None, f"{own}teacher"),
         (amount(report, "student", "bytes_float32"), "student"),
         (amount(report, "student", "bytes_int8_onnx"), "int8 ONNX"),
     ]
     words = ", ".join(f"{name} {size(value)}" for value, name in parts if value is not None)
     times = times_smaller(report)
     return words if times is None else f"{words} ({ratio(times)} smaller than the teacher)"
+
+
+def _cut(report: Record) -> str:
+    keys = (("multiply_adds", "multiply-adds"), ("parameters", "parameters"))
+    known = [(cut_from(report, key), amount(report, "student", key), name) for key, name in keys]
+    return ", ".join(f"{name} {count(before)} to {count(after)}" for before, after, name in known if before)
 
 
 def _latency(report: Record) -> str:
@@ -71,6 +85,10 @@ def _latency(report: Record) -> str:
 def _redistillation(report: Record) -> str:
     tried = rows(report, "redistillations")
     accepted = sum(bool(one.get("accepted")) for one in tried)
+    if any(one.get("mode") == "gradient" for one in tried):
+        return (
+            f"the server's own step, judged {plural(len(tried), 'time')}, went on {plural(accepted, 'time')}"
+        )
     return f"{len(tried)} tried, {accepted} accepted" if tried else ""
 
 

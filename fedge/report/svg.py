@@ -29,11 +29,21 @@ class Axis:
         return math.log(max(value, 1e-9) / self.low) / math.log(self.high / self.low)
 
 
-def linear(values: Iterable[float], wanted: int = 5, at_least: float = 1e-6) -> Axis:
-    """An axis over all values with about ``wanted`` round ticks, no shorter than ``at_least``."""
+def linear(
+    values: Iterable[float],
+    wanted: int = 5,
+    at_least: float = 1e-6,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Axis:
+    """An axis over all values with about ``wanted`` round ticks, no shorter than ``at_least``.
+
+    It grows upwards to be that long, but not beyond ``bounds`` where the values keep them and there is room.
+    """
     known = list(values) or [0.0, 1.0]
     low, high = min(known), max(known)
     span = max(high - low, at_least, 1e-9 * max(abs(low), abs(high)))
+    if bounds[0] <= low and high <= bounds[1]:
+        low = max(bounds[0], min(low, bounds[1] - span))
     step = _round_step(span / max(wanted - 1, 1))
     first, last = math.floor(low / step + 1e-6), math.ceil((low + span) / step - 1e-6)
     last = max(last, first + 1)

@@ -15,22 +15,11 @@ def clean(value: object, limit: int = 1000) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\u2026"
 
 
-def score(value: float | None) -> str:
-    """A score, to three decimals: ``0.912``."""
-    return NOT_MEASURED if value is None else f"{value:.3f}".replace("-", "\u2212")
-
-
-def short_score(value: float) -> str:
-    """A score on an axis: as many decimals as it needs, two at least."""
-    return f"{value:.3f}".removesuffix("0").replace("-", "\u2212")
-
-
-def points(difference: float | None) -> str:
-    """A difference of two scores in points, hundredths of a score: ``+2.4``."""
-    if difference is None:
-        return ""
-    rounded = round(100 * difference, 1) + 0.0
-    return f"{rounded:+.1f}".replace("-", "\u2212") if rounded else "\u00b10.0"
+def signed(value: float, decimals: int) -> str:
+    """A difference with its sign: ``+2.4``; ``±0.0`` where it is none."""
+    rounded = round(value, decimals) + 0.0
+    text = f"{rounded:+,.{decimals}f}" if rounded else f"\u00b1{0:.{decimals}f}"
+    return text.replace("-", "\u2212")
 
 
 def size(amount: float | None) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def live(
         key=world.release_key(),
         classes=world.dataset.classes,
         channels=world.dataset.channels,
-        samples=world.server_windows().x,
+        samples=world.server_data().labelled.x,
     )
     federation = Federation(
         config=world.config,
@@ -135,18 +135,23 @@ def live(
 
 def _initial_line(scorer: Scorer, prepared: Prepared) -> str:
     first = scorer(prepared.weights)
-    return f"the student as first sent: clients {first['clients']:.3f}, unseen {first['unseen']:.3f}"
+    return f"the student as first sent: {_shown(first)}"
+
+
+def _shown(scores: Mapping[str, Any]) -> str:
+    known = [(who, scores[who]) for who in ("clients", "unseen")]
+    return ", ".join(f"{who} {'not defined' if s is None else f'{s:.3f}'}" for who, s in known)
 
 
 def _prepared(world: World, journal: Journal, observer: Observer) -> Prepared:
     """From the journal, or made now and put there."""
-    windows, classes = world.server_windows(), len(world.dataset.classes)
+    data, classes = world.server_data(), len(world.dataset.classes)
     if (saved := journal.stage("prepared")) is not None:
         try:
-            return unpack_prepared(saved, world.config, world.task, windows, classes)
+            return unpack_prepared(saved, world.config, world.task, data)
         except (PayloadError, KeyError, ValueError, RuntimeError) as error:
             raise journal.damaged(error) from None
-    prepared = prepare(world.config, world.task, windows, classes, observer)
+    prepared = prepare(world.config, world.task, data, classes, world.dataset.channels, observer)
     journal.set_stage("prepared", pack_prepared(prepared))
     return prepared
 
@@ -166,7 +171,7 @@ def _without_redistillation(federation: Federation, out: Path) -> list[dict[str,
             rounds = control.journal.rounds()
         shutil.rmtree(folder)
         last = rounds[-1]["scores"]
-        stage.result = f"clients {last['clients']:.3f}, unseen {last['unseen']:.3f}"
+        stage.result = _shown(last)
     return rounds
 
 

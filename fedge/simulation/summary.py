@@ -1,31 +1,42 @@
 """From what a run left behind to ``report.json`` and ``report.html``."""
 
 import json
+import math
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.onnx.errors import OnnxExporterError
 
 from fedge import __version__
 from fedge.compress.export import export_float, export_int8
+from fedge.data.types import ClientData, Windows
+from fedge.edge.latency import runtime_median_us
 from fedge.edge.runtime import Runtime
 from fedge.errors import SetupError
+from fedge.federated.coding import Weights
 from fedge.federated.prepare import Prepared
+from fedge.federated.publish import NORMAL_SHARE
 from fedge.federated.state import FederationState
-from fedge.federated.training import logits
+from fedge.federated.teaching import ask, own
+from fedge.federated.training import answers
+from fedge.metrics import METRICS, f1_at, threshold
+from fedge.models.student import scores as to_scores
 from fedge.report import write_html
 from fedge.simulation.world import Scorer, World, mean
+from fedge.tasks import agreement
 
 Record = dict[str, Any]
+Predict = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""From windows ``[n, *size, channels]`` in the sensor's units to answers ``[n, scores]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +72,8 @@ def make_report(run: Run) -> Record:
     int8 = export_int8(spec, run.state.weights, plan.scales)
     runtime = Runtime(int8, plan.preprocess)
     held = world.held_out()
-    answers = {c: runtime.predict(w.x) for c, w in held.items()}
-    by_int8 = run.scorer.summary(answers)
+    given = {c: runtime.predict(w.x) for c, w in held.items()}
+    by_int8 = run.scorer.summary(given)
     releases = [r["release"] | {"round": r["round"]} for r in run.rounds if r["release"]]
     traffic = _traffic(run)
     return {
@@ -79,10 +90,12 @@ def make_report(run: Run) -> Record:
             "parameters": run.prepared.teacher_parameters,
             "bytes": 4 * run.prepared.teacher_parameters,
             "score_unseen": _teacher_score(run),
+            "own": config.teacher.module or config.teacher.onnx or None,
         },
         "student": {
             "parameters": spec.parameters(),
             "multiply_adds": spec.multiply_adds(),
+            "uncut": {"parameters": run.prepared.uncut[0], "multiply_adds": run.prepared.uncut[1]},
             "bytes_float32": 4 * spec.parameters(),
             "bytes_int8_onnx": len(int8),
             "nonzero": sum(int(np.count_nonzero(w)) for w in run.state.weights.values()),
@@ -95,12 +108,14 @@ def make_report(run: Run) -> Record:
             "unseen_int8": by_int8["unseen"],
             "clients_int8": by_int8["clients"],
         },
+        "more_scores": more_scores(world, given, runtime.predict),
+        "personal": _personal(run),
         "bytes": _byte_means(traffic),
         "plain_fp32": _plain_fp32(run),
         "rounds_log": [_round_row(r) for r in run.rounds],
         "clients_log": _client_rows(run, before["each"], after["each"], by_int8["each"], traffic),
         "latency_us": _latencies(run, int8, next(iter(held.values())).x[:1]),
-        "agreement": _agreement(run, answers),
+        "agreement": int8_agreement(run.scorer, run.state.weights, runtime, given),
         "pruning": _pruning(run),
         "redistillations": [r["redistillation"] for r in run.rounds if r["redistillation"]],
         "without_redistillation": _without(run, after),
@@ -233,22 +248,103 @@ def _client_rows(
 
 def _teacher_score(run: Run) -> float:
     """Mean over unseen clients."""
-    scores = []
+    scores, spec = [], run.prepared.plan.spec
+    asked = ask(run.world.config, spec, run.prepared.teacher)
     with torch.no_grad():
         for client in run.world.roles.unseen:
-            answers = run.prepared.teacher(run.scorer.inputs[client]).numpy()
-            scores.append(run.world.task.score(answers, run.world.dataset.clients[client].y))
+            x = run.scorer.inputs[client]
+            answered = to_scores(spec, x, asked(x).outputs).numpy()
+            scores.append(run.world.task.score(answered, run.world.dataset.clients[client].y))
     return mean(scores)
 
 
-def _agreement(run: Run, answers: Mapping[str, NDArray[np.float32]]) -> Record:
-    """Share of windows on which the fake-quantized forward and the int8 ONNX model name the same class."""
+def int8_agreement(
+    scorer: Scorer, weights: Weights, runtime: Runtime, given: Mapping[str, NDArray[np.float32]]
+) -> Record:
+    """Share of windows on which the fake-quantized forward and the int8 ONNX model say the same.
+
+    Args:
+        scorer: holds everyone's windows.
+        weights: global weights.
+        runtime: the int8 model of these weights.
+        given: its answers by client.
+    """
+    plan, world, edge = scorer.plan, scorer.world, 0.0
+    if world.task.target == "anomaly":
+        edge = threshold(runtime.predict(world.server_data().labelled.x)[:, 0], NORMAL_SHARE)
     same = total = 0
-    for client, x in run.scorer.inputs.items():
-        torch_says = logits(run.prepared.plan, run.state.weights, x, quantized=True).argmax(axis=1)
-        same += int((torch_says == answers[client].argmax(axis=1)).sum())
+    for client, x in scorer.inputs.items():
+        torch_says = answers(plan, weights, x, quantized=True)
+        same += int(agreement(world.task, plan.spec, torch_says, given[client], edge).sum())
         total += len(x)
     return {"windows": total, "share": same / total}
+
+
+def more_scores(world: World, given: Mapping[str, NDArray[np.float32]], predict: Predict) -> Record:
+    """The task's further metrics of answers by client: means over participants and over unseen clients.
+
+    For anomalies also the metrics over all unseen windows together (``*_pooled``), and F1 with each client's
+    own threshold (``f1_own``), which is set on the windows that it trains on, or for an unseen client on the
+    first half of its normal windows; F1 is then taken on the rest. A score that is not defined on a client's
+    windows, such as F1 where none is anomalous, is left out of the mean.
+
+    Args:
+        world: data and roles.
+        given: answers ``[n, scores]`` on the held-out windows, by client.
+        predict: answers on further windows ``[n, *size, channels]``, by the same model.
+    """
+    held = world.held_out()
+    found: Record = {}
+    for name in world.task.also:
+        each = {c: METRICS[name](scores, held[c].y) for c, scores in given.items()}
+        found[name] = _by_role(world, each)
+    if world.task.target == "anomaly":
+        own_f1 = {c: _f1_own(held[c], world.parts.get(c), scores, predict) for c, scores in given.items()}
+        found["f1_own"] = _by_role(world, own_f1)
+        unseen = [c for c in world.roles.unseen if c in given]
+        scores, y = (
+            np.concatenate([part[c] for c in unseen]) for part in (given, {c: held[c].y for c in unseen})
+        )
+        for name in (world.task.metric, *world.task.also):
+            pooled = METRICS[name](scores, y)
+            found[f"{name}_pooled"] = {"unseen": pooled if pooled == pooled else None}
+    return found
+
+
+def _f1_own(
+    windows: Windows, part: ClientData | None, scores: NDArray[np.float32], predict: Predict
+) -> float:
+    """F1 of a client's held-out ``windows`` at its own threshold; NaN where either is not defined.
+
+    ``part`` is what the client itself holds, if it takes part; ``scores`` ``[n, 1]`` belong to ``windows``.
+    """
+    flat = scores[:, 0]
+    if part is not None:
+        train = part.train.x
+        normal, rest = (predict(train)[:, 0] if len(train) else flat[:0]), np.ones(len(flat), np.bool_)
+    else:
+        usual = windows.y == 0 if windows.trainable is None else windows.trainable
+        places = np.flatnonzero(usual)
+        first = places[: max(1, len(places) // 2)]
+        normal, rest = flat[first], ~np.isin(np.arange(len(flat)), first)
+    if not len(normal) or not rest.any():
+        return math.nan
+    return f1_at(flat[rest], windows.y[rest], threshold(normal, NORMAL_SHARE))
+
+
+def _by_role(world: World, each: Mapping[str, float]) -> Record:
+    def over(clients: tuple[str, ...]) -> float | None:
+        known = [each[c] for c in clients if c in each and each[c] == each[c]]
+        return mean(known) if known else None
+
+    return {"clients": over(world.roles.participants), "unseen": over(world.roles.unseen)}
+
+
+def _personal(run: Run) -> float | None:
+    """Mean score that the participants had with their own heads, in the last round; None without such."""
+    own = run.rounds[-1]["own_scores"].values()
+    known = [score for score in own if score is not None]
+    return mean(known) if run.world.config.local.personal_head and known else None
 
 
 def _pruning(run: Run) -> Record:
@@ -309,33 +405,34 @@ def _latencies(run: Run, int8: bytes, window: NDArray[np.float32]) -> Record:
         "student_fp32": export_float(plan.spec, run.state.weights, plan.scales),
         "student_int8": int8,
     }
-    return {name: _median_us(Runtime(model, plan.preprocess), window) for name, model in models.items()}
+    return {
+        name: runtime_median_us(Runtime(model, plan.preprocess), window)
+        for name, model in models.items()
+        if model is not None
+    }
 
 
-def _median_us(runtime: Runtime, window: NDArray[np.float32], repeats: int = 200) -> float:
-    for _ in range(20):
-        runtime.predict(window)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter_ns()
-        runtime.predict(window)
-        times.append(time.perf_counter_ns() - start)
-    return statistics.median(times) / 1000
+def teacher_onnx(run: Run) -> bytes | None:
+    """The teacher in float32, to measure it on the same runtime. Torch's own exporter; never shipped.
 
-
-def teacher_onnx(run: Run) -> bytes:
-    """The teacher in float32, to measure it on the same runtime. Torch's own exporter; never shipped."""
+    ``None`` for a user's own teacher, and for one that the exporter cannot write.
+    """
     spec, buffer = run.prepared.plan.spec, BytesIO()
-    with warnings.catch_warnings():
+    if own(run.world.config):
+        return None
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints what it cannot write
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            run.prepared.teacher,
-            (torch.zeros(1, spec.channels, spec.time),),
-            buffer,  # type: ignore[arg-type] # the older exporter writes to any file object
-            dynamo=False,  # the newer exporter needs another package
-            input_names=["window"],
-            output_names=["scores"],
-            dynamic_axes={"window": {0: "batch"}, "scores": {0: "batch"}},
-            opset_version=17,
-        )
+        try:
+            torch.onnx.export(
+                run.prepared.teacher,
+                (torch.zeros(1, *spec.input),),
+                buffer,  # type: ignore[arg-type] # the older exporter writes to any file object
+                dynamo=False,  # the newer exporter needs another package
+                input_names=["window"],
+                output_names=["scores"],
+                dynamic_axes={"window": {0: "batch"}, "scores": {0: "batch"}},
+                opset_version=17,
+            )
+        except OnnxExporterError:
+            return None
     return buffer.getvalue()

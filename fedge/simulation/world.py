@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from flwr.app import Context
 
 from fedge import plugins
-from fedge.config import Config, Fleet, load_config
+from fedge.config import Config, Fleet, load_config, redistils
 from fedge.data import load
+from fedge.data.partition import lacking, missing_classes, skewed
 from fedge.data.roles import assign_roles
 from fedge.data.split import split_client
 from fedge.data.types import ClientData, Dataset, Roles, Windows
@@ -21,7 +23,9 @@ from fedge.federated.client import Device, link_budget
 from fedge.federated.client_state import StateStore
 from fedge.federated.coding import Weights, build_codec
 from fedge.federated.plan import Coding, Plan
-from fedge.federated.training import logits
+from fedge.federated.prepare import ServerData, check_window, turning_of
+from fedge.federated.pupil import distillation
+from fedge.federated.training import answers
 from fedge.flower.client_app import ContextStore
 from fedge.seeding import derive, derive_bytes
 from fedge.signing import SigningKey
@@ -29,6 +33,10 @@ from fedge.tasks import Task
 
 CONFIG = "config"
 """Key of Flower's run config under which the whole of ``Config`` travels as JSON, where fedge starts it."""
+
+
+_SKEWED = 2  # classes that a client trains on
+_MISSING = 2  # classes that the server lacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +57,31 @@ class World:
     roles: Roles
     parts: Mapping[str, ClientData]
 
-    def server_windows(self) -> Windows:
-        """The server's own labelled data."""
-        return joined([self.dataset.clients[c] for c in self.roles.server])
+    def judges(self) -> tuple[str, ...]:
+        """The server's people who are held back whole to judge candidates; nobody where clients judge."""
+        settings, server = self.config.redistill, self.roles.server
+        if not redistils(self.config) or settings.judge != "server":
+            return ()
+        named = [c for c in server if any(fnmatchcase(c, name) for name in settings.judge_clients)]
+        return tuple(named or server[-max(2, len(server) // 4) :])
+
+    def server_data(self) -> ServerData:
+        """What the server has to learn from."""
+        everyone, judges = self.dataset.clients, self.judges()
+        labelled = Windows.joined([everyone[c] for c in self.roles.server if c not in judges]).to_train_on()
+        unlabelled = [everyone[c] for c in self.roles.unlabelled]
+        if self.config.data.split == "missing":
+            labelled = lacking(labelled, self.missing())
+        return ServerData(
+            labelled,
+            Windows.joined(unlabelled).to_train_on() if unlabelled else None,
+            {c: everyone[c].to_train_on() for c in judges},
+        )
+
+    def missing(self) -> tuple[int, ...]:
+        """The two classes that the server has no window of, where the split says so."""
+        seed = derive(self.config.seed, "missing classes")
+        return missing_classes(len(self.dataset.classes), _MISSING, seed)
 
     def key(self, client: str) -> SigningKey:
         """A participant's signing key. It follows from the seed, so it protects nothing but the protocol."""
@@ -92,11 +122,6 @@ def uplink_budgets(fleet: Fleet) -> tuple[int, ...]:
     return fleet.uplink_bytes or tuple(link_budget(speed, fleet.answer_seconds) for speed in links)
 
 
-def joined(parts: list[Windows]) -> Windows:
-    """Several clients' windows, one after the other."""
-    return Windows(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("x", "y", "group")))
-
-
 def build_world(config: Config) -> World:
     """Read the data and give everyone a role.
 
@@ -105,7 +130,7 @@ def build_world(config: Config) -> World:
         ConfigError: roles or settings do not fit the data.
     """
     task: Task = plugins.load("task", config.task).TASK
-    plugins.load("distillation loss", config.student.loss)
+    distillation(config, task)
     for name, link in (("uplink", config.uplink), ("downlink", config.downlink)):
         try:
             build_codec(Coding(link.codec, link.settings))
@@ -118,15 +143,47 @@ def build_world(config: Config) -> World:
         except ConfigError as error:
             raise ConfigError(f"fleet: the codec cannot keep to a budget: {error}") from None
     data = config.data
-    dataset = _without_small(load(data.source, window=data.window, step=data.step), skip=data.skip_small)
-    roles = assign_roles(
-        list(dataset.clients), data.server_clients, data.unseen_clients, take=data.clients or None
+    dataset = load(
+        data.source,
+        window=data.window,
+        step=data.step,
+        target=task.target,
+        key=data.target,
+        normal=data.normal,
     )
-    judge_share = data.judge_share if redistils(config) else 0.0
-    parts = {c: split_client(dataset.clients[c], judge_share=judge_share) for c in roles.participants}
+    dataset = _capped(_without_small(dataset, skip=data.skip_small), data.most)
+    check_window(task, dataset.window)
+    turning_of(config, dataset.channels)  # refuses channels that do not exist
+    roles = assign_roles(
+        list(dataset.clients),
+        data.server_clients,
+        data.unseen_clients,
+        take=data.clients or None,
+        unlabelled_clients=data.server_unlabelled,
+    )
+    judge_share = data.judge_share if redistils(config) and config.redistill.judge == "clients" else 0.0
+    parts = {c: _part(config, task, c, dataset.clients[c], judge_share) for c in roles.participants}
     world = World(config, task, dataset, roles, parts)
     _check(world)
     return world
+
+
+def _part(config: Config, task: Task, client: str, windows: Windows, judge_share: float) -> ClientData:
+    """One participant's data, split as that client would."""
+    part = split_client(windows, judge_share=judge_share, target=task.target)
+    if config.data.split == "skewed":
+        part = skewed(part, _SKEWED, derive(config.seed, "skewed", client))
+    return part
+
+
+def _capped(dataset: Dataset, most: float) -> Dataset:
+    """Targets above ``most`` count as ``most``; 0 leaves them as they are."""
+    if not most:
+        return dataset
+    if dataset.classes:
+        raise ConfigError("data.most bounds numbers; this task has classes")
+    capped = {c: replace(w, y=np.minimum(w.y, np.float32(most))) for c, w in dataset.clients.items()}
+    return replace(dataset, clients=capped)
 
 
 def _without_small(dataset: Dataset, *, skip: bool) -> Dataset:
@@ -143,26 +200,49 @@ def _without_small(dataset: Dataset, *, skip: bool) -> Dataset:
     return replace(dataset, clients={c: w for c, w in dataset.clients.items() if c not in small})
 
 
-def redistils(config: Config) -> bool:
-    """Whether this run ever tries a re-distilled student."""
-    return config.redistill.mode != "none" and config.redistill.every < config.rounds.rounds
-
-
 def _check(world: World) -> None:
     """Refuse data with which a stage of the life would have nothing to work on."""
-    windows = world.server_windows()
-    if len(windows) < 2 or len(np.unique(windows.y)) < 2:
+    _check_split(world)
+    _check_judges(world)
+    windows = world.server_data().labelled
+    found = len(np.unique(windows.y))
+    if len(windows) < 2 or (world.task.target == "class" and found < 2):
+        what = f"{len(windows)} windows" + (f" of {found} class(es)" if world.task.target == "class" else "")
         raise DataError(
-            f"the server's own data ({', '.join(world.roles.server)}) hold {len(windows)} windows of "
-            f"{len(np.unique(windows.y))} class(es); a teacher needs two classes: name others in "
-            "data.server_clients"
+            f"the server's own data ({', '.join(world.roles.server)}) hold {what} to learn from; a teacher "
+            "needs two, of two classes: name others in data.server_clients"
         )
     if not any(len(p.train) for p in world.parts.values()):
         raise DataError("no client has a window left to train on after the split; record more per client")
     if not any(len(p.later) for p in world.parts.values()):
         raise DataError("no client has a later window left to be scored on; record more per client")
-    if world.dataset.window[0] < 4:
+    if min(world.dataset.window[:-1]) < 4:
         raise ConfigError(f"windows of {world.dataset.window[0]} samples are too short; give 4 or more")
+
+
+def _check_judges(world: World) -> None:
+    """Refuse people on the server who cannot judge, or who leave it nothing to learn from."""
+    settings, judges = world.config.redistill, world.judges()
+    if not judges:
+        return
+    for name in settings.judge_clients:
+        if not any(fnmatchcase(c, name) for c in world.roles.server):
+            raise ConfigError(f"redistill.judge_clients names {name!r}; none of the server's clients is it")
+    if len(judges) == len(world.roles.server):
+        raise ConfigError("redistill.judge = 'server' holds back all of the server's clients; give it more")
+    if len(judges) < 2:
+        raise ConfigError("redistill.judge_clients names one judge; two or more are needed")
+
+
+def _check_split(world: World) -> None:
+    """Refuse splits that the data do not have the classes for."""
+    split, classes = world.config.data.split, len(world.dataset.classes)
+    if split != "natural" and world.task.target != "class":
+        raise ConfigError(f"data.split = {split!r} is for classes; task {world.task.name!r} has none")
+    if split == "missing" and classes < _MISSING + 2:
+        raise ConfigError(
+            f"data.split = 'missing' takes {_MISSING} of {classes} classes from the server: too few left"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,23 +262,30 @@ class Scorer:
     def __call__(self, weights: Weights, *, quantized: bool = False) -> dict[str, Any]:
         """Means over participants and over unseen clients, and each client's score."""
         return self.summary(
-            {c: logits(self.plan, weights, x, quantized=quantized) for c, x in self.inputs.items()}
+            {c: answers(self.plan, weights, x, quantized=quantized) for c, x in self.inputs.items()}
         )
 
-    def summary(self, answers: Mapping[str, Any]) -> dict[str, Any]:
-        """The same from anyone's answers: scores ``[n, classes]`` by client."""
+    def summary(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The same from anyone's answers ``[n, scores]`` by client; undefined scores are left out."""
         held = self.world.held_out()
-        each = {c: self.world.task.score(scores, held[c].y) for c, scores in answers.items()}
+        each = {c: self.world.task.score(scores, held[c].y) for c, scores in given.items()}
+        each = {c: score for c, score in each.items() if score == score}
         return {
-            "clients": mean([each[c] for c in self.world.roles.participants if c in each]),
-            "unseen": mean([each[c] for c in self.world.roles.unseen if c in each]),
+            "clients": known_mean([each[c] for c in self.world.roles.participants if c in each]),
+            "unseen": known_mean([each[c] for c in self.world.roles.unseen if c in each]),
             "each": each,
         }
 
 
+def known_mean(values: list[float]) -> float | None:
+    """The mean of scores; ``None`` where not a single one is defined."""
+    return mean(values) if values else None
+
+
 def mean(values: list[float]) -> float:
-    """Their mean; of nothing, 0."""
-    return sum(values) / len(values) if values else 0.0
+    """The mean of those that are defined; of nothing, 0."""
+    known = [v for v in values if v == v]
+    return sum(known) / len(known) if known else 0.0
 
 
 def config_of(run_config: Mapping[str, Any]) -> Config:

@@ -1,13 +1,39 @@
-"""Tasks: what is learned, one a file. Each module offers ``TASK``, a ``Task``."""
+"""Tasks: what is learned, one a file. Each module offers ``TASK``, a ``Task``.
+
+What a student is to say of a window is of one of three kinds (``Task.target``), and this module knows the
+kinds: ``answering`` gives a student's description the outputs that its kind needs, ``targets`` makes from
+windows and labels what the outputs are compared with in training, and ``agreement`` compares two answers.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from fedge.metrics import Metric
-from fedge.models.student import StudentSpec
+from fedge.augment import Triple
+from fedge.data.types import TargetKind
+from fedge.metrics import METRICS
+from fedge.models.student import Number, Reconstruction, StudentSpec, summary
+
+_LEAST_SCALE = 0.1
+"""Of a reconstruction: what hardly varies in normal windows must not make the score explode."""
+
+_SAME_NUMBER = 0.01
+"""Two answers that are numbers agree when they are this share of the targets' deviation apart, or less."""
+
+
+@dataclass(frozen=True)
+class Turning:
+    """Which channels belong to 3-axis sensors, and by how many degrees these may be turned at random."""
+
+    triples: tuple[Triple, ...] = ()
+    degrees: float = 0.0
+
+
+Augment = Callable[[Tensor, torch.Generator, Turning], Tensor]
 
 
 @dataclass(frozen=True)
@@ -16,18 +42,78 @@ class Task:
 
     Attributes:
         name: the module's name, as in a scenario.
-        metric: name of the score in reports; higher is better.
-        score: ``(scores [n, classes], y [n]) -> score``, NumPy.
-        teacher: ``(size, (time, channels), classes) -> module`` from windows ``[n, channels, time]``.
-        student: ``(size, (time, channels), classes) -> spec``.
-        loss: ``(logits [n, classes], y [n]) -> scalar``, with labels only.
-        augment: ``(windows [n, channels, time], generator) -> windows`` that could be the same class.
+        target: a class, a number, or whether a window is out of the ordinary.
+        images: whether it is for images, rather than for windows.
+        metric: name of the score in reports, a key of ``metrics.METRICS``.
+        also: names of further metrics for the report.
+        teacher: family of the teacher, where the settings name none.
+        distillation: loss of distillation, where the settings name none.
+        loss: ``(outputs [n, outputs], targets) -> scalar``, mean over the windows.
+        augment: ``(windows [n, channels, *size], generator, turning) -> windows`` of which the same is true.
     """
 
     name: str
+    target: TargetKind
+    images: bool
     metric: str
-    score: Metric
-    teacher: Callable[[str, tuple[int, int], int], nn.Module]
-    student: Callable[[str, tuple[int, int], int], StudentSpec]
+    also: tuple[str, ...]
+    teacher: str
+    distillation: str
     loss: Callable[[Tensor, Tensor], Tensor]
-    augment: Callable[[Tensor, torch.Generator], Tensor]
+    augment: Augment
+
+    def score(self, scores: NDArray[np.float32], y: NDArray[np.generic]) -> float:
+        """The metric of answers ``[n, scores]``; NaN where it is not defined on these windows."""
+        return METRICS[self.metric](scores, y)
+
+
+def outputs_of(task: Task, classes: int, channels: int) -> int:
+    """How many outputs a student or teacher of this task has."""
+    return {"class": classes, "number": 1, "anomaly": 2 * channels}[task.target]
+
+
+def answering(task: Task, spec: StudentSpec, x: Tensor, y: Tensor) -> StudentSpec:
+    """``spec`` with what turns its outputs into answers, fitted on the server's windows.
+
+    Args:
+        task: what is learned.
+        spec: a student with as many outputs as the task needs.
+        x: ``[n, channels, *size]``, preprocessed.
+        y: labels or numbers ``[n]``.
+    """
+    if task.target == "number":
+        spread = float(y.double().std(unbiased=False))
+        return replace(spec, number=Number(float(y.double().mean()), spread or 1.0))
+    if task.target == "anomaly":
+        plain = Reconstruction(max(1, spec.size[0] // 2), (1.0,) * (2 * spec.channels))
+        scale = summary(plain, x).double().std(dim=0, unbiased=False).clamp_min(_LEAST_SCALE)
+        return replace(spec, reconstruction=replace(plain, scale=tuple(scale.tolist())))
+    return spec
+
+
+def targets(spec: StudentSpec, x: Tensor, y: Tensor) -> Tensor:
+    """What outputs are compared with in training.
+
+    Classes ``[n]`` as they are, numbers ``[n, 1]`` standardised, or what there is to reconstruct
+    ``[n, outputs]``, taken from the windows ``x [n, channels, *size]`` before anything is done to them.
+    """
+    if spec.number is not None:
+        return ((y.float() - spec.number.offset) / spec.number.scale)[:, None]
+    if spec.reconstruction is not None:
+        return summary(spec.reconstruction, x)
+    return y
+
+
+def agreement(
+    task: Task, spec: StudentSpec, one: NDArray[np.float32], other: NDArray[np.float32], threshold: float
+) -> NDArray[np.bool_]:
+    """For each window, whether two answers ``[n, scores]`` say the same.
+
+    The same class; on the same side of ``threshold``; or numbers that are close.
+    """
+    if task.target == "class":
+        return np.asarray(one.argmax(axis=1) == other.argmax(axis=1))
+    if task.target == "anomaly":
+        return np.asarray((one[:, 0] > threshold) == (other[:, 0] > threshold))
+    close = _SAME_NUMBER * (spec.number.scale if spec.number else 1.0)
+    return np.asarray(np.abs(one[:, 0] - other[:, 0]) <= close)

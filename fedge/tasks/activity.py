@@ -4,45 +4,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fedge.metrics import accuracy
-from fedge.models.student import StudentSpec, build_spec
-from fedge.models.teacher import Teacher, build_teacher
-from fedge.tasks import Task
-
-_SCALE, _JITTER, _OFFSET, _SHIFT = 0.15, 0.05, 0.2, 0.08
-"""In standard deviations of a channel; the shift as a share of the window."""
+from fedge.augment import WindowVariation, vary_windows
+from fedge.tasks import Task, Turning
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Another wearer, mounting or moment: scale and offset per channel, noise, a shift in time.
-
-    The usual augmentations of wearable data (Um et al. 2017), on standardised windows
-    ``[n, channels, time]``; the shift repeats the sample at the window's edge.
-    """
-    n, channels, time = x.shape
-    scale = 1 + _SCALE * torch.randn(n, channels, 1, generator=generator)
-    offset = _OFFSET * torch.randn(n, channels, 1, generator=generator)
-    noise = _JITTER * torch.randn(x.shape, generator=generator)
-    most = max(1, round(_SHIFT * time))
-    shift = torch.randint(-most, most + 1, (n, 1), generator=generator)
-    source = (torch.arange(time) + shift).clamp(0, time - 1)
-    return (x * scale + offset + noise).gather(2, source[:, None].expand_as(x))
-
-
-def _teacher(size: str, window: tuple[int, int], classes: int) -> Teacher:
-    return build_teacher(size, window[1], classes)
-
-
-def _student(size: str, window: tuple[int, int], classes: int) -> StudentSpec:
-    return build_spec(size, channels=window[1], time=window[0], classes=classes)
+def augment(x: Tensor, generator: torch.Generator, turning: Turning) -> Tensor:
+    """Windows ``[n, channels, time]`` as another wearer or mounting would give them."""
+    return vary_windows(x, generator, WindowVariation(rotation=turning.degrees, triples=turning.triples))
 
 
 TASK = Task(
     name="activity",
+    target="class",
+    images=False,
     metric="accuracy",
-    score=accuracy,
-    teacher=_teacher,
-    student=_student,
+    also=("macro_f1",),
+    teacher="residual",
+    distillation="soft_targets",
     loss=F.cross_entropy,
     augment=augment,
 )

@@ -4,6 +4,7 @@ Written from Jacob et al. 2018 (sections 2.1 to 2.4), not from fedge's code: the
 quantization and the exported model are compared with.
 """
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,34 +32,38 @@ def weight_ints(weight: NDArray[np.float32]) -> tuple[Ints, Floats]:
     return np.array(ints).reshape(weight.shape), step
 
 
-def summed(x: Ints, weight: Ints, bias: Ints, stride: int) -> Ints:
-    """Convolution of ``x [n, inputs, time]``: sums that must fit int32, ``[n, outputs, time]``."""
-    kernel = weight.shape[2]
-    padded = np.pad(x, ((0, 0), (0, 0), (kernel // 2, kernel // 2)))
-    places = (padded.shape[2] - kernel) // stride + 1
-    total = np.repeat(np.repeat(bias[None, :, None], len(x), 0), places, 2)
-    for k in range(kernel):
-        for i in range(x.shape[1]):
-            moved = padded[:, i, k : k + stride * (places - 1) + 1 : stride]
-            total += weight[None, :, i, k, None] * moved[:, None, :]
+def summed(x: Ints, weight: Ints, bias: Ints, stride: int, depthwise: bool = False) -> Ints:
+    """Convolution of ``x [n, inputs, *size]``: sums that must fit int32, ``[n, outputs, *size]``."""
+    kernel, flat = weight.shape[-1], x.ndim - 2
+    padded = np.pad(x, ((0, 0), (0, 0), *[(kernel // 2, kernel // 2)] * flat))
+    places = [(s - kernel) // stride + 1 for s in padded.shape[2:]]
+    column = (slice(None), *[None] * flat)
+    total: Ints = np.zeros((len(x), len(weight), *places), np.int64) + bias[column]
+    for at in itertools.product(range(kernel), repeat=flat):
+        ends = [slice(k, k + stride * (n - 1) + 1, stride) for k, n in zip(at, places, strict=True)]
+        moved = padded[(slice(None), slice(None), *ends)]
+        for i in range(weight.shape[1]):
+            factor = weight[(slice(None), i, *at)][column]
+            total += factor * (moved if depthwise else moved[:, i, None])
     assert np.abs(total).max() < 2**31
     return total
 
 
-def logits(
+def outputs(
     spec: StudentSpec, weights: Mapping[str, NDArray[np.float32]], scales: Mapping[str, float], x: Floats
 ) -> Floats:
-    """Logits ``[n, classes]`` of windows ``x [n, channels, time]``."""
+    """Outputs ``[n, outputs]`` of windows ``x [n, channels, *size]``."""
     scale = scales["input"]
     q = quantized(x, scale, 0)
     for c in spec.convs:
         w, step = weight_ints(weights[f"{c.name}.weight"])
         fine = step * scale
         bias = np.rint(weights[f"{c.name}.bias"] / fine).astype(np.int64)
-        total = np.maximum(summed(q, w, bias, c.stride), 0)
+        total = np.maximum(summed(q, w, bias, c.stride, c.groups > 1), 0)
         scale = scales[c.name]
-        q = quantized(total * fine[:, None], scale, -128) + 128
-    mean = np.array(q.sum(axis=2)) / q.shape[2] * scale
+        q = quantized(total * fine.reshape(-1, *[1] * len(spec.size)), scale, -128) + 128
+    flat = q.reshape(*q.shape[:2], -1)
+    mean = np.array(flat.sum(axis=2)) / flat.shape[2] * scale
     scale = scales["mean"]
     q = quantized(mean, scale, -128) + 128
     w, step = weight_ints(weights["head.weight"])

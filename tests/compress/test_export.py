@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,31 @@ from torch import Tensor
 from fedge.compress.export import export_float, export_int8, quantized_weight
 from fedge.compress.quantize import Calibration, Scales, bounded, calibrate, fake_quantized
 from fedge.edge.runtime import Runtime
-from fedge.models.student import SIZES, StudentSpec, forward
+from fedge.models.student import SPREAD_FLOOR, Number, StudentSpec, forward, scores
+from fedge.models.student_families import FAMILIES, SIZES, build_spec
 from fedge.preprocess import Preprocess
 
 from . import integer
-from .students import Windows, arrays, movement, noise, same_class, student
+from .students import ALL, Windows, arrays, movement, noise, same_class, spec_for, student, weights
 
-TIMES = [4, 9, 30, 128, 131]
-CHANNELS = [1, 2, 6, 24]
+TIMES = [4, 9, 30, 131]
+CHANNELS = [1, 6]
 Params = dict[str, Tensor]
 
 
 def run(model: bytes, x: Windows) -> Windows:
-    """Scores of windows ``[n, channels, time]`` on the device's path; preprocessing does nothing."""
+    """Scores of windows ``[n, channels, *size]`` on the device's path; preprocessing does nothing."""
     channels = x.shape[1]
     preprocess = Preprocess(np.zeros(channels, np.float32), np.ones(channels, np.float32), 1e6)
-    return Runtime(model, preprocess).predict(x.transpose(0, 2, 1))
+    return Runtime(model, preprocess).predict(np.moveaxis(x, 1, -1))
 
 
 def fake(spec: StudentSpec, params: Params, scales: Scales, x: Windows) -> Windows:
     with torch.no_grad():
-        logits: Windows = forward(spec, params, torch.from_numpy(x), fake_quantized(spec, scales)).numpy()
-    return logits
+        windows = torch.from_numpy(x)
+        outputs = forward(spec, params, windows, fake_quantized(spec, scales))
+        answers: Windows = scores(spec, windows, outputs).numpy()
+    return answers
 
 
 def calibrated(spec: StudentSpec, params: Params, x: Windows) -> dict[str, float]:
@@ -55,13 +58,19 @@ class Exported:
     float32: bytes
 
 
-def exported(size: str = "tiny", channels: int = 3, time: int = 30) -> Exported:
-    spec, params = student(size, channels, time)
-    scales, weights = calibrated(spec, params, noise(50, spec)), arrays(params)
-    return Exported(spec, params, export_int8(spec, weights, scales), export_float(spec, weights, scales))
+def exported(
+    size: str = "tiny",
+    window: tuple[int, ...] = (30, 3),
+    family: str = "plain",
+    rebuilds: bool = False,
+) -> Exported:
+    spec = spec_for(family, size, window, rebuilds)
+    params = weights(spec)
+    scales, made = calibrated(spec, params, noise(50, spec)), arrays(params)
+    return Exported(spec, params, export_int8(spec, made, scales), export_float(spec, made, scales))
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", ["tiny", "small"])
 @pytest.mark.parametrize("time", TIMES)
 def test_a_device_answers_what_the_clients_trained(size: str, time: int) -> None:
     for channels in CHANNELS:
@@ -76,12 +85,69 @@ def test_a_device_answers_what_the_clients_trained(size: str, time: int) -> None
             assert np.mean(np.abs(got - trained) < 1e-4 * trained.std()) > 0.9  # mostly the same bits
 
 
+@pytest.mark.parametrize(("family", "size", "window", "rebuilds"), ALL)
+def test_every_student_ships_as_it_was_trained(
+    family: str, size: str, window: tuple[int, ...], rebuilds: bool
+) -> None:
+    spec = spec_for(family, size, window, rebuilds)
+    params, x = weights(spec), noise(40, spec)
+    scales = calibrated(spec, params, x)
+    trained = fake(spec, params, scales, x)
+    got = run(export_int8(spec, arrays(params), scales), x)
+    assert got.shape == trained.shape == (40, 1 if rebuilds else 7)
+    assert np.abs(got - trained).max() < 0.1 * trained.std()
+    assert np.mean(np.abs(got - trained) < 1e-4 * trained.std()) > 0.8  # mostly the same bits
+    for windows in (x, 100 * x):  # the second reach every bound
+        with torch.no_grad():
+            inputs = torch.from_numpy(windows)
+            expected = scores(spec, inputs, forward(spec, params, inputs, bounded(spec, scales))).numpy()
+        float32 = run(export_float(spec, arrays(params), scales), windows)
+        np.testing.assert_allclose(float32, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+
+
+def test_an_anomaly_score_is_how_far_the_reconstruction_is_off() -> None:
+    spec = spec_for("plain", "tiny", (30, 4), rebuilds=True)
+    params, x = weights(spec), movement(20, spec)
+    scales = calibrated(spec, params, x)
+    assert spec.reconstruction is not None
+    with torch.no_grad():
+        said = forward(spec, params, torch.from_numpy(x), bounded(spec, scales)).numpy()
+    expected = []
+    for window, answer in zip(x, said, strict=True):
+        end = window[:, 15:].astype(np.float64)
+        real = [*end.mean(axis=1), *np.log(end.std(axis=1) + SPREAD_FLOOR)]
+        off = [a - r / s for a, r, s in zip(answer, real, spec.reconstruction.scale, strict=True)]
+        expected.append([np.mean(np.square(off))])
+    got = run(export_float(spec, arrays(params), scales), x)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_a_number_is_shipped_in_its_own_units() -> None:
+    spec = replace(build_spec("plain", "tiny", (30, 3), 1), number=Number(120.0, 40.0))
+    params, x = weights(spec), noise(20, spec)
+    scales = calibrated(spec, params, x)
+    with torch.no_grad():
+        outputs = forward(spec, params, torch.from_numpy(x), bounded(spec, scales)).numpy()
+    got = run(export_float(spec, arrays(params), scales), x)
+    np.testing.assert_allclose(got, 120 + 40 * outputs, rtol=1e-4, atol=1e-3)
+    int8 = run(export_int8(spec, arrays(params), scales), x)
+    np.testing.assert_allclose(int8, fake(spec, params, scales, x), rtol=1e-4, atol=0.05 * got.std())
+
+
+def test_a_constant_window_has_a_score() -> None:
+    """Its spread is zero, and the logarithm of zero is no number."""
+    made = exported(window=(30, 4), rebuilds=True)
+    x = np.zeros((2, 4, 30), np.float32)
+    for model in (made.int8, made.float32):
+        assert np.isfinite(run(model, x)).all()
+
+
 def test_a_device_answers_what_integers_compute() -> None:
     spec, params = student("tiny", 6, 50)
     x = movement(400, spec)
     scales = calibrated(spec, params, x[:100])
     got = run(export_int8(spec, arrays(params), scales), x)
-    reference = integer.logits(spec, arrays(params), scales, x.astype(np.float64))
+    reference = integer.outputs(spec, arrays(params), scales, x.astype(np.float64))
     assert same_class(got, reference.astype(np.float32)) >= 0.995
     assert np.abs(got - reference).max() < 0.05 * reference.std()
 
@@ -116,7 +182,7 @@ def test_a_channels_step_makes_room_for_its_bias_and_no_more() -> None:
     assert ints.tolist() == [[127, -50], [0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("time", TIMES)
 def test_the_float_model_computes_the_bounded_forward_pass(size: str, time: int) -> None:
     spec, params = student(size, 3, time)
@@ -129,7 +195,7 @@ def test_the_float_model_computes_the_bounded_forward_pass(size: str, time: int)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", SIZES)
 def test_a_batch_and_single_windows_get_the_same_answers(size: str) -> None:
     made = exported(size)
     x = noise(20, made.spec, seed=8)
@@ -141,7 +207,7 @@ def _graph(content: bytes) -> onnx.GraphProto:
     return onnx.load_from_string(content).graph
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", SIZES)
 def test_nothing_but_plain_operators_is_shipped(size: str) -> None:
     """In particular no normalisation: with it int8 is slower than float."""
     plain = {"Conv", "GlobalAveragePool", "Flatten", "Gemm"}
@@ -158,7 +224,7 @@ def _constants(content: bytes) -> dict[str, NDArray[Any]]:
     return {c.name: numpy_helper.to_array(c) for c in _graph(content).initializer}
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", SIZES)
 def test_weights_are_shipped_as_int8_only(size: str) -> None:
     made = exported(size)
     spec, params, constants = made.spec, made.params, _constants(made.int8)
@@ -170,7 +236,7 @@ def test_weights_are_shipped_as_int8_only(size: str) -> None:
     floats = {n: c for n, c in constants.items() if c.dtype.kind == "f"}
     assert all(n.endswith(".step") and c.dtype == np.float32 for n, c in floats.items())
     # One step for a tensor (a scalar, as ONNX wants it), or one for each output.
-    outputs = {c.name: c.outputs for c in spec.convs} | {"head": spec.classes}
+    outputs = {c.name: c.outputs for c in spec.convs} | {"head": spec.outputs}
     for name, step in floats.items():
         layer, *part = name.split(".")[:-1]
         assert step.shape == ((outputs[layer],) if part else ())
@@ -190,10 +256,14 @@ def test_pruned_weights_are_shipped_as_zeros() -> None:
     assert (shipped[params["conv2.weight"].numpy() == 0] == 0).all()
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("level", ["ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
-def test_onnx_runtime_really_runs_integer_kernels(size: str, level: str, tmp_path: Path) -> None:
-    made = exported(size, 6, 128)
+@pytest.mark.parametrize("window", [(128, 6), (32, 32, 3)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnx_runtime_really_runs_integer_kernels(
+    size: str, level: str, window: tuple[int, ...], family: str, tmp_path: Path
+) -> None:
+    made = exported(size, window, family)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -208,17 +278,23 @@ def test_onnx_runtime_really_runs_integer_kernels(size: str, level: str, tmp_pat
 
 
 def test_the_int8_model_is_about_a_quarter_of_the_float_model() -> None:
-    made = exported("medium", 6, 128)
+    made = exported("medium", (128, 6))
     assert made.spec.parameters() < len(made.int8) < 0.35 * len(made.float32)
 
 
-def test_ports_are_those_that_a_device_expects() -> None:
-    made = exported()
+@pytest.mark.parametrize(
+    ("window", "rebuilds", "inputs", "answers"),
+    [((30, 3), False, [3, 30], 7), ((8, 9, 1), False, [1, 8, 9], 7), ((30, 3), True, [3, 30], 1)],
+)
+def test_ports_are_those_that_a_device_expects(
+    window: tuple[int, ...], rebuilds: bool, inputs: list[int], answers: int
+) -> None:
+    made = exported(window=window, rebuilds=rebuilds)
     for model in (made.int8, made.float32):
         graph = _graph(model)
         ports = [(p.name, [d.dim_param or d.dim_value for d in p.type.tensor_type.shape.dim])
                  for p in (*graph.input, *graph.output)]  # fmt: skip
-        assert ports == [("window", ["batch", 3, 30]), ("scores", ["batch", 7])]
+        assert ports == [("window", ["batch", *inputs]), ("scores", ["batch", answers])]
         assert [o.version for o in onnx.load_from_string(model).opset_import] == [17]
 
 
@@ -242,4 +318,4 @@ def test_the_same_weights_give_the_same_bytes_in_every_process() -> None:
         )
         seen.add(done.stdout.strip())
     assert len(seen) == 1
-    assert exported().int8 == exported().int8 != exported(time=31).int8
+    assert exported().int8 == exported().int8 != exported(window=(31, 3)).int8

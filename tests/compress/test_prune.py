@@ -8,8 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedge.compress.prune import LEVELS, LayerSensitivity, allocate, magnitude_mask, masks, measure, prunable
-from fedge.models.student import SIZES, build_spec
+from fedge.compress.prune import (
+    LEVELS,
+    LayerSensitivity,
+    allocate,
+    gradient,
+    least_mask,
+    magnitude_mask,
+    masks,
+    measure,
+    prunable,
+    taylor,
+)
+from fedge.errors import ConfigError
+from fedge.models.student import forward
+from fedge.models.student_families import FAMILIES, SIZES, build_spec
+
+from .students import noise, spec_for, weights
 
 
 @st.composite
@@ -42,8 +57,8 @@ def test_no_layer_passes_the_highest_level(rows: list[LayerSensitivity], share: 
 
 def test_the_highest_share_that_a_scenario_may_state_fits_every_student() -> None:
     """Rounding per layer can leave fewer places than the share of the whole asks for."""
-    for size, channels, classes in itertools.product(SIZES, (1, 2, 3, 6), range(2, 17)):
-        shapes = build_spec(size, channels, 128, classes).shapes()
+    for family, size, channels, classes in itertools.product(FAMILIES, SIZES, (1, 3, 6), (2, 3, 7, 16)):
+        shapes = build_spec(family, size, (128, channels), classes).shapes()
         rows = [LayerSensitivity(n, torch.Size(s).numel(), LEVELS) for n, s in shapes.items() if len(s) > 1]
         total = sum(r.weights for r in rows)
         assert abs(sum(zeros(rows, 0.95).values()) - 0.95 * total) <= len(rows)
@@ -158,3 +173,91 @@ def test_each_layer_is_measured_alone() -> None:
     assert rows[1].losses == pytest.approx([total - g for g in gone])
     assert rows[0].losses[0] == pytest.approx(total)
     assert all(torch.equal(PARAMS[n], before[n]) for n in PARAMS)
+
+
+Importances = dict[str, Tensor]
+
+
+@st.composite
+def importances(draw: st.DrawFn) -> Importances:
+    """Tensors of any size with many equal values."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
+    top = draw(st.sampled_from([2, 10, 10**6]))
+    return {f"l{i}.weight": torch.from_numpy(rng.integers(0, top, (1, n)).astype(np.float32))
+            for i, n in enumerate(sizes)}  # fmt: skip
+
+
+def naive_ranking(importance: Importances, share: float) -> dict[str, set[int]]:
+    """What goes: the least important of all, one by one; a layer that has lost its most is passed over."""
+    total = sum(v.numel() for v in importance.values())
+    most = {n: round(LEVELS[-1] * v.numel()) for n, v in importance.items()}
+    order = sorted(
+        (float(x), layer, i, name)
+        for layer, (name, v) in enumerate(importance.items())
+        for i, x in enumerate(v.flatten())
+    )
+    gone: dict[str, set[int]] = {n: set() for n in importance}
+    for _, _, i, name in order:
+        if sum(map(len, gone.values())) < round(share * total) and len(gone[name]) < most[name]:
+            gone[name].add(i)
+    return gone
+
+
+@given(importances(), st.floats(0, 0.95))
+def test_by_importance_the_least_important_weights_of_all_layers_go(found: Importances, share: float) -> None:
+    expected = naive_ranking(found, share)
+    got = masks(found, allocate(found, share), found)
+    assert {n: {i for i, m in enumerate(v.flatten().tolist()) if m == 0} for n, v in got.items()} == expected
+
+
+def test_no_layer_loses_all_of_its_weights_however_little_they_matter() -> None:
+    found = {"dead.weight": torch.zeros(10, 10), "alive.weight": torch.rand(10, 10) + 1}
+    assert allocate(found, 0.6) == {"dead.weight": 0.95, "alive.weight": pytest.approx(0.25)}
+
+
+def test_masks_without_importance_go_by_magnitude() -> None:
+    shares = {"a.weight": 0.5, "b.weight": 0.3}
+    plain, asked = masks(PARAMS, shares), masks(PARAMS, shares, {n: PARAMS[n].abs() for n in shares})
+    assert all(torch.equal(plain[n], asked[n]) for n in PARAMS)
+    other = masks(PARAMS, shares, {n: -PARAMS[n].abs() for n in shares})
+    assert other["a.weight"].tolist() == [[1, 1], [0, 0]]
+    assert torch.equal(least_mask(PARAMS["a.weight"].abs(), 0.5), magnitude_mask(PARAMS["a.weight"], 0.5))
+
+
+def test_taylor_is_the_mean_square_of_gradient_times_weight() -> None:
+    gradients = [{n: torch.full_like(p, g) for n, p in PARAMS.items()} for g in (1.0, -3.0)]
+    found = taylor(PARAMS, iter(gradients))
+    assert list(found) == ["a.weight", "b.weight"]
+    torch.testing.assert_close(found["a.weight"], 5 * PARAMS["a.weight"].square())  # not (1 - 3)^2 / 4
+    with pytest.raises(ConfigError, match="at least one batch"):
+        taylor(PARAMS, [])
+
+
+@pytest.mark.parametrize(("family", "window"), [("plain", (30, 2)), ("separable", (9, 8, 1))])
+def test_taylor_foretells_what_losing_one_weight_does_to_the_loss(
+    family: str, window: tuple[int, ...]
+) -> None:
+    spec = spec_for(family, "tiny", window)
+    params = {n: p.double() for n, p in weights(spec).items()}
+    x = torch.from_numpy(noise(16, spec)).double()
+
+    def loss(p: Mapping[str, Tensor]) -> Tensor:
+        return forward(spec, p, x).square().mean()
+
+    before = {n: p.clone() for n, p in params.items()}
+    found = taylor(params, [gradient(params, loss)])
+    assert all(torch.equal(before[n], params[n]) and not params[n].requires_grad for n in params)
+    for name, importance in found.items():
+        at = int(importance.flatten().argmax())
+        small = 1e-5
+        moved = params[name].clone()
+        moved.view(-1)[at] *= 1 - small  # a little of the way to zero
+        change = float(loss({**params, name: moved}) - loss(params)) / small
+        assert change**2 == pytest.approx(float(importance.flatten()[at]), rel=1e-2)
+
+
+def test_a_parameter_that_the_loss_does_not_see_has_no_gradient() -> None:
+    found = gradient(PARAMS, lambda p: p["a.weight"].sum())
+    assert bool((found["a.weight"] == 1).all())
+    assert not found["b.weight"].any()

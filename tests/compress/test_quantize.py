@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedge.compress.quantize import (
+    METHODS,
     Calibration,
     Scales,
     bounded,
@@ -17,14 +18,14 @@ from fedge.compress.quantize import (
     weight_scale,
     zero_point,
 )
-from fedge.errors import PayloadError
+from fedge.errors import ConfigError, PayloadError
 from fedge.models.student import Numerics, Params, StudentSpec, activations, forward
 
 from . import integer
-from .students import Windows, arrays, movement, noise, same_class, student
+from .students import ALL, Windows, arrays, movement, noise, same_class, spec_for, student, weights
 
 Make = Callable[[int, StudentSpec], Windows]
-MIN_MAX = Calibration(percentile=100, headroom=1)
+MIN_MAX = Calibration("minmax", headroom=1)
 
 
 def fake(spec: StudentSpec, params: Params, scales: Scales, x: Windows) -> Windows:
@@ -45,12 +46,27 @@ def test_fake_quantization_computes_what_integers_compute(
     scales = calibrate(spec, params, torch.from_numpy(x[:100]), Calibration())
     got, reference = (
         fake(spec, params, scales, x),
-        integer.logits(spec, arrays(params), scales, x.astype(np.float64)),
+        integer.outputs(spec, arrays(params), scales, x.astype(np.float64)),
     )
     assert same_class(got, reference.astype(np.float32)) >= 0.995
     # A value that lies between two steps may fall to either side; nothing else may differ.
     assert np.abs(got - reference).max() < 0.05 * reference.std()
     assert np.mean(np.abs(got - reference) < 1e-4 * reference.std()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "window", "rebuilds"), [k for k in ALL if k[1] in ("tiny", "small")]
+)
+def test_any_student_is_rounded_as_integers_round(
+    family: str, size: str, window: tuple[int, ...], rebuilds: bool
+) -> None:
+    spec = spec_for(family, size, window, rebuilds)
+    params, x = weights(spec), noise(16, spec)
+    scales = calibrate(spec, params, torch.from_numpy(x), Calibration("mse"))
+    reference = integer.outputs(spec, arrays(params), scales, x.astype(np.float64))
+    got = fake(spec, params, scales, x)
+    assert np.abs(got - reference).max() < 0.1 * reference.std()
+    assert np.mean(np.abs(got - reference) < 1e-4 * reference.std()) > 0.8
 
 
 def test_int8_stays_close_to_float() -> None:
@@ -185,7 +201,7 @@ def _seen(spec: StudentSpec, params: Params, x: Tensor) -> dict[str, Windows]:
 def test_ranges_are_percentiles_of_the_magnitudes(percentile: float, headroom: float) -> None:
     spec, params = student("tiny", 2, 20)
     x = torch.from_numpy(movement(30, spec))
-    scales = calibrate(spec, params, x, Calibration(percentile, headroom))
+    scales = calibrate(spec, params, x, Calibration("percentile", percentile, headroom))
     assert list(scales) == activations(spec)
     for name, values in _seen(spec, params, x).items():
         magnitudes = np.abs(values).ravel()
@@ -208,6 +224,46 @@ def test_min_max_clips_nothing_it_was_calibrated_on() -> None:
     for name, values in _seen(spec, params, x).items():
         rounded = numerics.activation(name, torch.from_numpy(values)).numpy()
         assert np.abs(rounded - values).max() <= scales[name] * 0.501
+
+
+def _squared_error(spec: StudentSpec, scales: Scales, name: str, values: Windows) -> float:
+    rounded = fake_quantized(spec, scales).activation(name, torch.from_numpy(values)).numpy()
+    return float(np.square(rounded.astype(np.float64) - values).sum())
+
+
+@pytest.mark.parametrize("windows", [noise, movement])
+@pytest.mark.parametrize("tail", [1.0, 30.0])
+def test_mse_never_rounds_worse_than_minmax_and_much_better_with_outliers(windows: Make, tail: float) -> None:
+    spec, params = student("tiny", 3, 30)
+    x = windows(60, spec)
+    x[0, :, 0] *= tail
+    scales = {m: calibrate(spec, params, torch.from_numpy(x), Calibration(m, headroom=1)) for m in METHODS}
+    for name, values in _seen(spec, params, torch.from_numpy(x)).items():
+        mse, minmax = (_squared_error(spec, scales[m], name, values) for m in ("mse", "minmax"))
+        assert mse <= minmax * (1 + 1e-6)
+        assert scales["percentile"][name] <= scales["minmax"][name]
+        assert scales["mse"][name] <= scales["minmax"][name]
+
+
+def test_mse_finds_the_range_that_a_search_in_numpy_finds() -> None:
+    spec, params = student("tiny", 1, 30)
+    x = np.random.default_rng(0).standard_t(2, (50, 1, 30)).astype(np.float32)
+    found = calibrate(spec, params, torch.from_numpy(x), Calibration("mse", headroom=1))["input"]
+    largest = np.abs(x).max()
+
+    def error(step: float) -> float:
+        rounded = np.clip(np.rint(x / step), -128, 127) * step
+        return float(np.square(rounded.astype(np.float64) - x).sum())
+
+    best = min(error(float(largest * share / 127)) for share in np.linspace(0.01, 1, 400))
+    assert best <= error(found) <= 1.1 * best
+    assert error(found) < error(float(largest / 127))
+
+
+def test_an_unknown_calibration_is_refused_with_those_that_there_are() -> None:
+    spec, params = student("tiny", 2, 20)
+    with pytest.raises(ConfigError, match="known: minmax, percentile, mse"):
+        calibrate(spec, params, torch.zeros(1, 2, 20), Calibration("entropy"))
 
 
 def test_a_scale_is_exactly_the_float32_that_the_model_will_hold() -> None:

@@ -1,4 +1,5 @@
 import errno
+import importlib.util
 import re
 from pathlib import Path
 
@@ -91,11 +92,60 @@ def test_bad_data_makes_no_folder(content, npz, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_files_of_a_split_are_read_back_as_the_same_data(tmp_path: Path) -> None:
-    split_to_files("watch", tmp_path / "devices")
-    whole, again = load("watch"), load(tmp_path / "devices")
+def same_data(whole, again):
     assert list(again.clients) == list(whole.clients)
-    assert (again.classes, again.channels) == (whole.classes, whole.channels)
+    assert (again.classes, again.channels, again.window) == (whole.classes, whole.channels, whole.window)
     for client, windows in whole.clients.items():
-        assert np.array_equal(again.clients[client].x, windows.x)
-        assert np.array_equal(again.clients[client].y, windows.y)
+        found = again.clients[client]
+        for name in ("x", "y", "trainable"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(windows, name), name)
+        assert (found.x.dtype, found.y.dtype) == (windows.x.dtype, windows.y.dtype)
+        np.testing.assert_array_equal(
+            found.group[:, None] == found.group, windows.group[:, None] == windows.group
+        )
+
+
+@pytest.mark.parametrize(("source", "package"), [("watch", "seglearn"), ("digits", "sklearn")])
+def test_the_files_of_a_split_are_read_back_as_the_same_data(tmp_path, source, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    split_to_files(source, tmp_path / "devices")
+    same_data(load(source), load(tmp_path / "devices"))
+
+
+def test_images_numbers_and_what_may_be_trained_on_are_carried(content, npz, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 6, 5, 3), np.uint8)
+    content |= {"rul": np.tile([3.5, 3, 2, 2, 1, 0], 4), "group": np.arange(24) // 3}
+    content |= {"order": -np.arange(24), "scale": np.array([0.5, 2.0])}
+    cases = [
+        ({"X": pixels, "scale": np.ones(3)}, {"target": "class"}, {"target": "class"}),
+        ({}, {"target": "number", "key": "rul"}, {"target": "number"}),
+        (
+            {"y": np.tile([0, 0, 0, 1, 1, 1], 4)},
+            {"target": "anomaly", "normal": "rul >= 3"},
+            {"target": "anomaly"},
+        ),
+        ({"y": np.repeat([0, 1, 0, 0], 6)}, {"target": "anomaly"}, {"target": "anomaly"}),
+    ]
+    for number, (changes, said, asked) in enumerate(cases):
+        source, out = npz(content | changes), tmp_path / f"out{number}"
+        split_to_files(source, out, **said)
+        same_data(load(source, **said), load(out, **asked))
+    with pytest.raises(DataError, match=r"no array 'rul'.*leave data.normal out"):
+        load(tmp_path / "out2", target="anomaly", normal="rul >= 3")
+    other = {"X": pixels[:, :5], "y": content["y"], "client": np.full(24, "p3")}
+    np.savez(tmp_path / "out0" / "client_p3.npz", **other)
+    with pytest.raises(DataError, match=r"client_p3\.npz: other classes, channels or window"):
+        load(tmp_path / "out0")
+
+
+def test_client_files_that_teach_nothing_are_refused_together(content, npz, tmp_path):
+    split_to_files(npz(content), tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files if key != "classes"}
+        np.savez(path, **(arrays | {"y": np.ones(6, int)}))
+    with pytest.raises(DataError, match="out: no window of any client may be trained on"):
+        load(tmp_path / "out", target="anomaly")
+    with pytest.raises(DataError, match="out: every window has the number 1"):
+        load(tmp_path / "out", target="number")

@@ -114,11 +114,81 @@ def test_a_recording_without_labels_is_read_but_gives_no_windows(tmp_path, folde
     path = write(tmp_path / "a.csv", [r[:3] for r in rows_of(1)], ("timestamp", "ax", "ay"))
     recording = read_recording(path)
     assert (recording.label, recording.labels, recording.x.shape) == (None, (), (60, 2))
-    with pytest.raises(DataError, match=r"a\.csv: has no column 'label'.*not supported yet"):
+    with pytest.raises(DataError, match=r"a\.csv: has no column 'label'; only an anomaly task"):
         load_client(path, window=10)
     path.rename(folder / "p5.csv")
     with pytest.raises(DataError, match="no column 'label'"):
         load(folder, window=10)
+
+
+def numbered_rows(seed=1, n=60):
+    return [[*row[:3], 100 - i / 4] for i, row in enumerate(rows_of(seed, n))]
+
+
+def test_a_window_takes_the_number_of_its_last_sample(folder, tmp_path):
+    for number in (1, 2, 10):
+        write(folder / f"p{number}.csv", numbered_rows(number))
+    data = load(folder, window=10, step=5, target="number")
+    windows = data.clients["p2"]
+    assert (data.classes, windows.y.dtype, windows.trainable) == ((), np.float32, None)
+    assert windows.y.tolist() == [100 - (start + 9) / 4 for start in range(0, 51, 5)]
+    alone = load_client(folder / "p2.csv", window=10, step=5, target="number", classes=())
+    assert alone.clients["p2"].y.tolist() == windows.y.tolist()
+    many = write(tmp_path / "many.csv", numbered_rows(n=3000))
+    assert len(load_client(many, window=10, step=10, target="number").clients["many"]) == 300
+    with pytest.raises(DataError, match=r"has the classes .*the model"):
+        load_client(folder / "p2.csv", window=10, target="number", classes=["rest", "walk"])
+
+
+def test_a_bad_number_as_label_is_refused_by_row(folder):
+    path = folder / "p1.csv"
+    for bad in ("", "nan", "walk", "1e39"):
+        write(path, [*numbered_rows()[:2], [0.04, 1, 2, bad], *numbered_rows()[3:]])
+        with pytest.raises(DataError, match=rf"p1\.csv: row 4: column 'label' is '{bad}'"):
+            load(folder, window=10, target="number")
+    for number in (1, 2, 10):
+        write(folder / f"p{number}.csv", [[*row[:3], 7] for row in rows_of(number)])
+    with pytest.raises(DataError, match="every window has the number 7"):
+        load(folder, window=10, target="number")
+
+
+@pytest.mark.parametrize(("normal", "anomalous"), [("normal", "anomalous"), ("0", "1"), ("False", "True")])
+def test_a_window_is_anomalous_where_any_sample_is(folder, normal, anomalous):
+    """Also where the anomaly is far shorter than a window."""
+    rows = [[*row[:3], anomalous if i in (24, 40) else normal] for i, row in enumerate(rows_of(1))]
+    write(folder / "p1.csv", rows)
+    for number in (2, 10):
+        write(folder / f"p{number}.csv", [row[:3] for row in rows_of(number)], ("timestamp", "ax", "ay"))
+    data = load(folder, window=10, step=5, target="anomaly")
+    windows = data.clients["p1"]
+    assert data.classes == ("normal", "anomalous")
+    assert windows.y.tolist() == [
+        int(start <= 24 < start + 10 or start <= 40 < start + 10) for start in range(0, 51, 5)
+    ]
+    assert windows.trainable.tolist() == [label == 0 for label in windows.y]
+    assert not data.clients["p2"].y.any()
+    assert data.clients["p2"].trainable.all()
+    alone = load_client(
+        folder / "p1.csv", window=10, step=5, target="anomaly", classes=["normal", "anomalous"]
+    )
+    assert alone.clients["p1"].y.tolist() == windows.y.tolist()
+
+
+def test_anomaly_labels_that_say_neither_are_refused(folder):
+    with pytest.raises(DataError, match="has the label 'rest'; give 0 or 'normal'"):
+        load(folder, window=10, target="anomaly")
+    for number in (1, 2, 10):
+        write(folder / f"p{number}.csv", rows_of(number, labels=("1", "1")))
+    with pytest.raises(DataError, match="no window of any client may be trained on"):
+        load(folder, window=10, target="anomaly")
+
+
+def test_what_only_npz_files_can_answer_is_refused_for_tables(folder):
+    for said in ({"target": "number", "key": "rul"}, {"target": "anomaly", "normal": "rul > 3"}):
+        with pytest.raises(ConfigError, match=r"is for \.npz files only"):
+            load(folder, **said)
+        with pytest.raises(ConfigError, match=r"is for \.npz files only"):
+            load_client(folder / "p1.csv", **said)
 
 
 def test_a_devices_labels_take_the_models_order_of_classes(tmp_path):
@@ -257,6 +327,34 @@ class TestParquet:
         np.testing.assert_allclose(np.diff(recording.timestamp), 0.02, atol=1e-6)
         assert recording.labels == ("9", "10")
         assert recording.label.tolist() == [0] * 30 + [1] * 30
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16])
+    def test_numbers_as_labels_are_read(self, tmp_path, dtype):
+        numbers = np.arange(60).astype(dtype)
+        recording = read_recording(self.write(tmp_path / "a.parquet", label=numbers), "number")
+        assert recording.labels == ()
+        assert recording.label.tolist() == numbers.tolist()
+
+    @pytest.mark.parametrize(
+        ("label", "match"),
+        [
+            (["5"] * 60, "column 'label' has the type string"),
+            ([1.0] * 59 + [np.nan], "data row 60: column 'label' is nan"),
+            ([1.0] * 59 + [None], "column 'label' has 1 missing"),
+        ],
+    )
+    def test_a_bad_number_as_label_is_refused(self, tmp_path, label, match):
+        with pytest.raises(DataError, match=match):
+            read_recording(self.write(tmp_path / "a.parquet", label=label), "number")
+
+    def test_anomalies_may_be_yes_or_no(self, tmp_path):
+        label = np.arange(60) >= 40
+        for values in (label, label.astype(np.int8)):
+            path = self.write(tmp_path / "a.parquet", label=values)
+            data = load_client(path, window=10, step=10, target="anomaly")
+            assert data.clients["a"].y.tolist() == [0, 0, 0, 0, 1, 1]
+        with pytest.raises(DataError, match="has the type bool"):
+            read_recording(self.write(tmp_path / "a.parquet", label=label))
 
     def test_unlabelled_parquet_is_read(self, tmp_path):
         assert read_recording(self.write(tmp_path / "a.parquet", label=None)).label is None

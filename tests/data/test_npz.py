@@ -1,17 +1,18 @@
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fedge.data.npz
 from fedge.data import load, load_client
 from fedge.data.npz import read_npz
+from fedge.data.types import Windows
 from fedge.errors import DataError
 
 
-def refused(path, *words):
+def refused(path, *words, **settings):
     with pytest.raises(DataError) as caught:
-        read_npz(path)
+        read_npz(path, **settings)
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -88,7 +89,12 @@ def test_a_device_may_hold_one_client_and_one_class_but_not_two_clients(content,
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("X", np.zeros((24, 32, 32, 3), np.uint8), ["images are not supported yet"]),
+        ("X", np.zeros((24, 2, 2, 2, 2)), [r"\(24, 2, 2, 2, 2\)", "height, width, channels"]),
+        ("X", np.zeros((24, 8, 0, 1)), ["0 columns"]),
+        ("X", np.zeros((24, 1025, 1, 1), np.uint8), ["1025 rows", "1 to 1024"]),
+        ("X", np.zeros((24, 1, 1025, 1), np.uint8), ["1025 columns"]),
+        ("X", np.zeros((24, 4, 4, 1025), np.uint8), ["1025 channels"]),
+        ("X", np.full((24, 4, 4, 3), [0, 128, 255], np.uint8), ["constant"]),
         ("X", np.zeros((24, 8)), [r"\(24, 8\)", "time, channels"]),
         ("X", np.zeros((0, 8, 2)), ["0 windows"]),
         ("X", np.zeros((24, 0, 2)), ["0 time steps"]),
@@ -102,7 +108,7 @@ def test_a_device_may_hold_one_client_and_one_class_but_not_two_clients(content,
         ("X", np.full((24, 8, 2), None), ["Python objects", "'X'"]),
         ("y", np.zeros(23, int), [r"'y'.*\(23,\)", r"\(24,\)"]),
         ("y", np.zeros((24, 1), int), [r"\(24, 1\)"]),
-        ("y", np.linspace(0, 1, 24), ["no class index", "index 1", "real-valued"]),
+        ("y", np.linspace(0, 1, 24), ["no class index", "index 1", "remaining_life"]),
         ("y", np.full(24, np.nan), ["'y' is nan at index 0"]),
         ("y", np.repeat([0, 1, -1], 8), ["'y' is -1 at index 16"]),
         ("y", np.repeat([0, 2**62], 12), ["at index 12", "0 to 999"]),
@@ -148,9 +154,160 @@ def test_a_missing_array_is_named_beside_those_that_are_there(content, npz, key)
     refused(npz(content), f"no array '{key}'", "the file holds 'X'|the file holds 'y'")
 
 
-def test_missing_labels_are_said_to_come_later(content, npz):
+@pytest.mark.parametrize("target", ["class", "number"])
+def test_missing_labels_are_refused_where_they_are_needed(content, npz, target):
     del content["y"]
-    refused(npz(content), "no labels 'y'", "not supported yet")
+    refused(npz(content), "no labels 'y'", "only an anomaly task", target=target)
+
+
+def images(content, dtype=np.uint8):
+    shape = (24, 5, 7, 3)
+    return content | {"X": np.random.default_rng(4).integers(0, 256, shape).astype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_images_are_read_with_their_channels_scaled(content, npz, dtype):
+    content = images(content, dtype)
+    data = read_npz(npz(content))
+    assert (data.window, data.channels) == ((5, 7, 3), ("channel0", "channel1", "channel2"))
+    np.testing.assert_array_equal(data.clients["p1"].x, content["X"][12:18])
+    scale = np.array([1 / 255, 2.0, -0.5])
+    found = read_npz(npz(content | {"scale": scale})).clients["p2"].x
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, (content["X"][:6].astype(np.float64) * scale).astype(np.float32))
+    refused(npz(content | {"scale": np.ones(7)}), r"\(7,\)", "3 channels")
+
+
+def test_one_constant_channel_of_an_image_is_allowed(content, npz):
+    content = images(content)
+    content["X"][..., 1] = 9
+    assert read_npz(npz(content)).window == (5, 7, 3)
+
+
+def test_a_pixel_that_is_not_finite_is_refused_with_its_place(content, npz):
+    content = images(content, np.float32)
+    content["X"][6, 4, 3, 2] = np.inf
+    refused(npz(content), "image 6, row 4, column 3, channel 2", "leave out those images")
+
+
+def test_more_values_than_memory_should_hold_are_refused(content, npz, monkeypatch):
+    monkeypatch.setattr(fedge.data.npz, "MAX_VALUES", 383)
+    refused(npz(content), r"384 values \(24, 8, 2\); at most 383")
+
+
+def test_a_number_is_read_from_the_array_that_is_named(content, npz):
+    content |= {"rul": np.arange(24)[::-1].astype(np.int16), "classes": np.array(["a", "b", "c"])}
+    for key, expected in (("rul", content["rul"]), ("y", content["y"])):
+        data = read_npz(npz(content), target="number", key=key)
+        assert data.classes == ()
+        windows = data.clients["p1"]
+        assert (windows.y.dtype, windows.trainable) == (np.float32, None)
+        assert windows.y.tolist() == expected[12:18].tolist()
+
+
+def test_classes_may_be_in_another_array_than_y(content, npz):
+    content |= {"state": content["y"] + 1, "y": np.full(24, np.nan)}
+    assert read_npz(npz(content | {"classes": np.array(["a", "b", "c"])}), key="state").classes[2] == "c"
+    refused(npz(content), "'state' goes up to 2, but no window has the class 0", key="state")
+    refused(npz(content), "has no array 'stage', which data.target asks for", "split", key="stage")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([*range(23), np.nan], ["'rul' is nan at index 23"]),
+        ([np.inf, *range(23)], ["'rul' is inf at index 0"]),
+        ([1, -1e39, *range(22)], ["'rul' is -1e\\+39 at index 1", "float32"]),
+        ([3.5] * 24, ["every window has the number 3.5"]),
+        (["1"] * 24, ["'rul' has elements of type <U1", "give numbers"]),
+        ([True, False] * 12, ["type bool"]),
+        (range(23), [r"'rul' has the shape \(23,\)"]),
+        ([[1.0]] * 24, [r"\(24, 1\)"]),
+    ],
+)
+def test_a_bad_number_is_refused_by_name_and_place(content, npz, value, words):
+    refused(npz(content | {"rul": np.array(value)}), *words, target="number", key="rul")
+
+
+def read_anomalies(path, **settings):
+    return Windows.joined(list(read_npz(path, target="anomaly", **settings).clients.values()))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, bool, np.float32])
+def test_what_is_labelled_anomalous_is_not_trained_on(content, npz, dtype):
+    content |= {"y": content["y"].astype(dtype), "classes": np.array(["healthy", "broken"])}
+    data = read_npz(npz(content), target="anomaly")
+    assert data.classes == ("normal", "anomalous")
+    for windows in data.clients.values():
+        assert windows.y.tolist() == [0, 1] * 3
+        assert windows.y.dtype == np.int64
+        assert windows.trainable.tolist() == [True, False] * 3
+
+
+def test_without_labels_every_window_counts_as_normal(content, npz):
+    del content["y"]
+    windows = read_anomalies(npz(content))
+    assert not windows.y.any()
+    assert windows.trainable.all()
+
+
+def test_a_rule_says_what_is_normal_and_order_is_kept(content, npz):
+    content |= {"y": np.tile([0, 0, 0, 0, 1, 1], 4), "rul": np.tile([6, 5, 4, 3, 2, 1], 4)}
+    content |= {"order": -np.arange(24)}
+    windows = read_npz(npz(content), target="anomaly", normal="rul > 4").clients["p1"]
+    assert windows.y.tolist() == [1, 1, 0, 0, 0, 0]
+    assert windows.trainable.tolist() == [False] * 4 + [True] * 2
+    del content["y"]
+    windows = read_npz(npz(content), target="anomaly", normal="rul > 4").clients["p1"]
+    assert windows.y.tolist() == [0] * 6
+    assert windows.trainable.tolist() == [False] * 4 + [True] * 2
+
+
+def test_a_client_without_normal_windows_is_kept_for_evaluation(content, npz):
+    content["y"] = np.repeat([0, 1, 0, 0], 6)
+    data = read_npz(npz(content), target="anomaly")
+    assert not data.clients["p10"].trainable.any()
+    content |= {"client": np.full(24, "p1"), "y": np.ones(24, int)}
+    assert len(load_client(npz(content), target="anomaly").clients["p1"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "normal", "words"),
+    [
+        ({"y": np.ones(24, int)}, "", ["no window of any client may be trained on", "none is normal"]),
+        ({"trainable": np.zeros(24)}, "", ["no window of any client may be trained on"]),
+        ({"rul": np.zeros(24)}, "rul > 9", ["may be trained on", r"data.normal \(rul > 9\) holds nowhere"]),
+        ({"rul": np.ones(24)}, "rul > 0", ["would train on 12 window", "'y' calls anomalous", "at index 1"]),
+        ({"trainable": np.ones(24)}, "", ["'trainable' would train on 12"]),
+        ({"trainable": np.full(24, 0.5)}, "", ["'trainable' is 0.5 at index 0", "give 0 or 1"]),
+        ({"trainable": np.ones(3)}, "", [r"'trainable'.*\(3,\)"]),
+        ({}, "rul > 0", ["has no array 'rul', which data.normal asks for", "holds 'X', 'y', 'client'$"]),
+        ({"trainable": np.ones(24)}, "rul > 0", ["no array 'rul'", "leave data.normal out"]),
+        ({"rul": np.full(24, np.nan)}, "rul > 0", ["'rul' is nan at index 0"]),
+        ({"rul": np.full(24, "9")}, "rul > 0", ["'rul'.*<U1", "give numbers"]),
+        ({"rul": np.ones((24, 2))}, "rul > 0", [r"\(24, 2\)"]),
+        ({}, "X > 0", [r"'X' has the shape \(24, 8, 2\)"]),
+        ({}, "client > 0", ["'client'.*<U3"]),
+        ({"y": np.repeat([0, 2], 12)}, "", ["'y' is 2 at index 12", "give 0 or 1"]),
+        ({"y": np.repeat([0, np.nan], 12)}, "", ["'y' is nan at index 12"]),
+        ({"y": np.repeat(["normal", "anomalous"], 12)}, "", ["'y' is text"]),
+        ({"classes": np.array(["a", "b", "c"])}, "", ["names 3 .*knows two"]),
+        ({"classes": np.array(["anomalous", "normal"])}, "", ["0 must be normal"]),
+    ],
+)
+def test_bad_anomaly_data_is_refused_with_the_reason(content, npz, changes, normal, words):
+    refused(npz(content | changes), *words, target="anomaly", normal=normal)
+
+
+def test_labels_under_another_name_are_not_taken_for_missing_ones(content, npz):
+    content["labels"] = content.pop("y")
+    refused(npz(content), "no labels 'y', but 'labels'", "data.target=labels", target="anomaly")
+    assert read_anomalies(npz(content), key="labels").y.sum() == 12
+
+
+def test_what_other_targets_ask_for_is_ignored(content, npz):
+    content |= {"trainable": np.arange(3)}
+    assert read_npz(npz(content)).clients["p1"].trainable is None
 
 
 @pytest.mark.parametrize(
@@ -211,5 +368,11 @@ def test_the_development_data_is_read(development_data):
     assert (len(data.clients), data.window) == (200, (30, 24))
     assert list(data.clients)[:3] == ["1", "2", "3"]
     assert sum(map(len, data.clients.values())) == 5665
-    with pytest.raises(DataError, match="images are not supported yet"):
-        load(Path(development_data) / "direction_signs.npz")
+    lives = load(development_data / "turbofan.npz", target="number", key="rul")
+    assert lives.classes == ()
+    assert max(float(windows.y.max()) for windows in lives.clients.values()) > 100
+    early = load(development_data / "turbofan.npz", target="anomaly", normal="rul > 100")
+    assert sum(int(windows.trainable.sum()) for windows in early.clients.values()) == 3002
+    signs = load(development_data / "direction_signs.npz")
+    assert (len(signs.clients), signs.window, signs.channels) == (20, (32, 32, 3), ("r", "g", "b"))
+    assert sum(map(len, signs.clients.values())) == 4679

@@ -56,6 +56,52 @@ def test_everyone_has_one_role_at_most_and_only_take_leaves_someone_out(n, data)
     assert roles.participants == assign_roles(ids).participants[:take]
 
 
+def test_unlabelled_clients_have_no_other_role():
+    plain = assign_roles(WATCH)
+    roles = assign_roles(WATCH, unlabelled_clients=["p03-*", "p04-left"])
+    assert roles.unlabelled == ("p03-left", "p03-right", "p04-left")
+    assert (roles.server, roles.unseen) == (plain.server, plain.unseen)
+    assert roles.participants == plain.participants[3:]
+    assert plain.unlabelled == ()
+
+
+def test_defaults_are_taken_around_the_unlabelled():
+    roles = assign_roles(WATCH, unlabelled_clients=["p01-*", "p10-*"])
+    assert {c[:3] for c in roles.server} == {"p02", "p03"}
+    assert {c[:3] for c in roles.unseen} == {"p08", "p09"}
+
+
+@given(st.integers(3, 30), st.data())
+def test_everyone_has_exactly_one_role(n, data):
+    ids = [str(i) for i in range(n)]
+    unlabelled = data.draw(st.lists(st.sampled_from(ids), unique=True, max_size=n - 3))
+    try:
+        roles = assign_roles(ids, unlabelled_clients=unlabelled)
+    except ConfigError:
+        assert n - len(unlabelled) < 2 * max(1, n // 5) + 1
+        return
+    parts = [*roles.server, *roles.participants, *roles.unseen, *roles.unlabelled]
+    assert sorted(parts) == sorted(ids)
+    assert set(roles.unlabelled) == set(unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"server_clients": ["p01-*"], "unlabelled_clients": ["p01-left"]},
+         "'p01-left': in data.server_clients and in data.server_unlabelled"),
+        ({"unseen_clients": ["p01-*"], "unlabelled_clients": ["p0*"]},
+         "in data.unseen_clients and in data.server_unlabelled"),
+        ({"unlabelled_clients": ["p99"]}, "data.server_unlabelled names 'p99'"),
+        ({"unlabelled_clients": ["*"]}, "20 unlabelled, which leaves too few"),
+        ({"unlabelled_clients": ["p0*"]}, "18 unlabelled, which leaves too few"),
+    ],
+)  # fmt: skip
+def test_impossible_unlabelled_clients_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        assign_roles(WATCH, **settings)
+
+
 @pytest.mark.parametrize(
     ("server", "unseen", "take", "words"),
     [

@@ -206,3 +206,123 @@ def test_the_same_windows_give_the_same_parts():
 def test_a_share_out_of_range_is_refused(shares):
     with pytest.raises(ConfigError, match="share is"):
         split_client(numbered([0] * 4), *shares)
+
+
+def test_numbers_count_as_one_class():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(8), 5)
+    for groups in (None, group):
+        classes = numbered([0] * 40, groups)
+        numbers = Windows(classes.x, rng.normal(size=40).astype(np.float32), classes.group)
+        expected, found = split_client(classes), split_client(numbers, target="number")
+        for name in ("train", "judge", "later"):
+            assert positions(getattr(found, name)) == positions(getattr(expected, name))
+        assert found.train.y.tolist() == numbers.y[positions(found.train)].tolist()
+
+
+def wearing_out(healthy, worn, broken, step=1, time=4):
+    """A machine's life: windows that are surely normal, then doubtful, then anomalous."""
+    n = healthy + worn + broken
+    windows = slide(np.random.default_rng(n), [(0, 0, n)], time, step)
+    y, position = (np.arange(n) >= healthy + worn).astype(np.int64), np.arange(n)
+    windows.x[:, 0, 0] = position
+    return Windows(windows.x, y, windows.group, position < healthy)
+
+
+def test_the_anomalies_at_the_end_of_a_life_are_in_the_later_part():
+    parts = split_client(wearing_out(60, 20, 20, step=4), 0.25, 0.1, target="anomaly")
+    assert positions(parts.later) == list(range(75, 100))
+    assert parts.later.y.tolist() == [0] * 5 + [1] * 20
+    assert positions(parts.judge) == list(range(54, 60))
+    assert positions(parts.train) == list(range(54))
+    assert parts.dropped == 0
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.sampled_from([0.0, 0.1, 0.5]))
+def test_nothing_but_normal_windows_is_trained_or_judged_on(healthy, worn, broken, judge_share):
+    if not healthy + worn + broken:
+        return
+    windows = wearing_out(healthy, worn, broken, step=4)
+    parts = split_client(windows, 0.25, judge_share, target="anomaly")
+    n = len(windows)
+    first = n - max(naive_counts(n, 0.25), 1 if n > 1 else 0)
+    assert positions(parts.later) == list(range(first, n))
+    assert positions(parts.train) + positions(parts.judge) == list(range(min(healthy, first)))
+    assert parts.train.trainable.all()
+    assert parts.judge.trainable.all()
+
+
+def test_judging_does_not_take_the_last_windows_to_train_on():
+    """Each window overlaps five others: one to judge on would cost all the rest."""
+    windows = slide(np.random.default_rng(0), [(0, 0, 14)], 30, 5)
+    parts = split_client(windows, 0.25, 0.1)
+    assert (len(parts.train), len(parts.judge), len(parts.later), parts.dropped) == (5, 0, 4, 5)
+
+
+@pytest.mark.parametrize("target", ["class", "number", "anomaly"])
+def test_a_tiny_client_and_one_with_half_of_everything_both_work(target):
+    for count in (12, 3000):
+        windows = slide(np.random.default_rng(1), [(0, 0, count)], 24, 12)
+        y = windows.y.astype(np.float32) if target == "number" else windows.y
+        parts = split_client(Windows(windows.x, y, windows.group), target=target)
+        assert len(parts.later) == count // 4
+        assert len(parts.train) + len(parts.judge) + parts.dropped == count - count // 4
+        assert min(len(parts.train), len(parts.judge)) >= 1
+        assert parts.dropped == 2
+
+
+def pictures(n, side=8, channels=1, seed=0):
+    x = np.random.default_rng(seed).integers(0, 17, (n, side, side, channels)).astype(np.float32)
+    x[:, 0, 0, 0] = np.arange(n)
+    return x
+
+
+def shown(windows):
+    return windows.x[:, 0, 0, 0].astype(int).tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_keep_their_groups_whole(channels):
+    group = np.repeat(np.arange(10), 4)
+    parts = split_client(Windows(pictures(40, channels=channels), np.repeat([0, 1], 20), group), 0.25, 0.2)
+    assert set(parts.later.group) == {4, 9}
+    assert set(parts.judge.group) == {3, 8}
+    assert parts.dropped == 0
+    assert len(parts.train) == 24
+
+
+@pytest.mark.parametrize("fill", ["dark", "saturated", "two halves", "colour", "minus zero"])
+def test_blank_images_are_not_taken_for_copies(fill):
+    x = np.zeros((40, 8, 8, 3), np.float32)
+    if fill == "saturated":
+        x[:] = 255
+    if fill == "two halves":
+        x[:, 4:] = 200
+    if fill == "colour":
+        x[:] = [10, 20, 30]
+    if fill == "minus zero":
+        x[::2] = -0.0
+    parts = split_client(Windows(x, np.repeat([0, 1], 20), np.zeros(40, np.int64)))
+    assert parts.dropped == 0
+    assert (len(parts.train), len(parts.judge), len(parts.later)) == (26, 4, 10)
+
+
+def test_an_image_that_is_there_twice_is_not_on_both_sides():
+    x = pictures(16)
+    x[3], x[7] = x[14], x[10]
+    x[5] = np.where(x[15] == 0, np.float32(-0.0), x[15])
+    x[6] = x[15]
+    x[6, 7, 7] += 1  # no copy
+    parts = split_client(Windows(x, np.zeros(16, np.int64), np.zeros(16, np.int64)), 0.25, 0.2)
+    assert shown(parts.later) == [12, 13, 14, 15]
+    assert shown(parts.judge) == [10, 11]
+    assert shown(parts.train) == [0, 1, 2, 4, 15, 8, 9]
+    assert parts.dropped == 3
+
+
+def test_images_that_continue_one_another_share_nothing():
+    """A row that scrolls out of one image and into the next is no sample that both hold."""
+    strip = pictures(1, 64)[0]
+    x = np.stack([strip[i : i + 8, :8] for i in range(40)])
+    parts = split_client(Windows(x, np.zeros(40, np.int64), np.zeros(40, np.int64)))
+    assert parts.dropped == 0

@@ -1,5 +1,6 @@
 """Small models for the device's tests, and a manifest that fits them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ TIME, CHANNELS, CLASSES = 8, 2, 3
 RAW = Preprocess(np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32), 1e6)
 FITTED = Preprocess(np.array([1, -2], np.float32), np.array([0.5, 3], np.float32), 4.0)
 WEIGHTS = np.random.default_rng(0).normal(size=(CHANNELS, CLASSES)).astype(np.float32)
+HEIGHT, WIDTH, COLOURS = 4, 6, 3
+PIXELS = Preprocess(np.array([120, 90, 60], np.float32), np.array([60, 50, 40], np.float32), 4.0)
 Nodes = list[onnx.NodeProto]
 
 
@@ -50,6 +53,45 @@ def naive(x: NDArray[Any], preprocess: Preprocess) -> NDArray[np.float64]:
     return result
 
 
+def image_model(outputs: int = 2, seed: int = 1) -> onnx.ModelProto:
+    """A convolution, a ReLU, the mean over all pixels, and a dense layer."""
+    return model(
+        [
+            helper.make_node("Conv", ["window", "kernel"], ["sum"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["sum"], ["relu"]),
+            helper.make_node("GlobalAveragePool", ["relu"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "head"], ["scores"], transB=1),
+        ],
+        input_=("window", TensorProto.FLOAT, ("batch", COLOURS, HEIGHT, WIDTH)),
+        output=("scores", TensorProto.FLOAT, ("batch", outputs)),
+        more=tuple(numpy_helper.from_array(v, k) for k, v in _image_weights(outputs, seed).items()),
+    )
+
+
+def _image_weights(outputs: int, seed: int) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    kernel, head = rng.normal(size=(5, COLOURS, 3, 3)), rng.normal(size=(outputs, 5))
+    return {"kernel": kernel.astype(np.float32), "head": head.astype(np.float32)}
+
+
+def naive_image(x: NDArray[Any], outputs: int = 2, seed: int = 1) -> NDArray[np.float64]:
+    """What that model answers, in float64, one pixel after the other."""
+    weights = _image_weights(outputs, seed)
+    z = np.clip((x - PIXELS.mean.astype(np.float64)) / PIXELS.scale, -PIXELS.clip, PIXELS.clip)
+    z = np.pad(z, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    total = np.zeros((len(x), 5))
+    for i, j in np.ndindex(HEIGHT, WIDTH):
+        patch = z[:, i : i + 3, j : j + 3]
+        total += np.maximum(np.einsum("nabc,ocab->no", patch, weights["kernel"]), 0)
+    result: NDArray[np.float64] = total / (HEIGHT * WIDTH) @ weights["head"].T
+    return result
+
+
+def images(n: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, HEIGHT, WIDTH, COLOURS), np.uint8)
+
+
 def windows(n: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(1, 3, (n, TIME, CHANNELS)).astype(np.float32)
 
@@ -63,7 +105,7 @@ def manifest(content: bytes, preprocess: Preprocess = FITTED, **changes: Any) ->
         "created": 1,
         "task": "test",
         "model": ModelFile.of(content),
-        "input": Input(TIME, CHANNELS, ("a", "b")),
+        "input": Input((TIME, CHANNELS), ("a", "b")),
         "classes": ("x", "y", "z"),
         "preprocess": preprocess.to_dict(),
         "metric": "accuracy",
@@ -74,5 +116,18 @@ def manifest(content: bytes, preprocess: Preprocess = FITTED, **changes: Any) ->
         "self_test": SelfTest.of(x, naive(x, preprocess).astype(np.float32), 1e-3),
     }
     whole = Manifest(**(values | changes))
+    whole.to_bytes()  # checks it
+    return whole
+
+
+def image_manifest(content: bytes, outputs: int = 2, **changes: Any) -> Manifest:
+    x = images(3, seed=9)
+    values: dict[str, Any] = {
+        "input": Input((HEIGHT, WIDTH, COLOURS), ("red", "green", "blue")),
+        "classes": ("x", "y"),
+        "preprocess": PIXELS.to_dict(),
+        "self_test": SelfTest.of(x, naive_image(x, outputs).astype(np.float32), 1e-3),
+    }
+    whole = replace(manifest(content), **(values | changes))
     whole.to_bytes()  # checks it
     return whole

@@ -18,9 +18,27 @@ from fedge.edge.runtime import Runtime
 from fedge.errors import DataError, ReleaseError, SetupError
 from fedge.preprocess import Preprocess
 
-from .build import CHANNELS, CLASSES, FITTED, RAW, TIME, mean_times_weights, model, naive, windows
+from .build import (
+    CHANNELS,
+    CLASSES,
+    COLOURS,
+    FITTED,
+    HEIGHT,
+    PIXELS,
+    RAW,
+    TIME,
+    WIDTH,
+    image_model,
+    images,
+    mean_times_weights,
+    model,
+    naive,
+    naive_image,
+    windows,
+)
 
 GOOD = model().SerializeToString()
+IMAGES = image_model().SerializeToString()
 FLOAT = TensorProto.FLOAT
 
 
@@ -39,6 +57,75 @@ def test_single_windows_and_batches_agree_across_the_batch_limit() -> None:
     runtime = Runtime(GOOD, FITTED)
     single = np.concatenate([runtime.predict(x[i : i + 1]) for i in range(len(x))])
     np.testing.assert_allclose(runtime.predict(x), single, rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_are_those_of_a_window_as_it_is_given() -> None:
+    one, two = Runtime(GOOD, FITTED), Runtime(IMAGES, PIXELS)
+    assert (one.window, one.outputs) == ((TIME, CHANNELS), CLASSES)
+    assert (two.window, two.outputs) == ((HEIGHT, WIDTH, COLOURS), 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float32, np.float64])
+def test_images_give_the_scores_of_numpy_one_by_one_and_together(kind: type) -> None:
+    x = images(5)
+    runtime, expected = Runtime(IMAGES, PIXELS), naive_image(x)
+    single = np.concatenate([runtime.predict(x[i : i + 1].astype(kind)) for i in range(5)])
+    np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(runtime.predict(x.astype(kind)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_long_list_of_images_is_answered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few hundred large images at once would take gigabytes."""
+    monkeypatch.setattr(module, "_VALUES", 2 * HEIGHT * WIDTH * COLOURS + 1)
+    runtime, taken = Runtime(IMAGES, PIXELS), []
+    real = Preprocess.apply
+    monkeypatch.setattr(Preprocess, "apply", lambda self, x: (taken.append(len(x)), real(self, x))[1])
+    np.testing.assert_allclose(runtime.predict(images(5)), naive_image(images(5)), rtol=1e-4, atol=1e-4)
+    assert taken == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, COLOURS, HEIGHT, WIDTH),
+        (2, WIDTH, HEIGHT, COLOURS),
+        (1, HEIGHT, WIDTH, 1),
+        (1, HEIGHT, WIDTH),
+        (HEIGHT, WIDTH, COLOURS),
+        (1, HEIGHT * WIDTH, COLOURS),
+        (),
+    ],
+)
+def test_images_of_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="takes windows"):
+        Runtime(IMAGES, PIXELS).predict(np.zeros(shape, np.uint8))
+
+
+def test_model_that_answers_one_number_runs() -> None:
+    content = image_model(outputs=1).SerializeToString()
+    runtime = Runtime(content, PIXELS)
+    assert runtime.outputs == 1
+    np.testing.assert_allclose(runtime.predict(images(3)), naive_image(images(3), 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "output"),
+    [
+        (("batch", CHANNELS, 1 << 20), ("batch", CLASSES)),  # twice the limit
+        (("batch", CHANNELS, 1 << 10, 1 << 10), ("batch", CLASSES)),
+        (("batch", CHANNELS, 1 << 40, 1 << 40), ("batch", CLASSES)),
+        (("batch", CHANNELS, TIME), ("batch", 1025)),
+    ],
+)
+def test_sizes_above_the_limits_are_refused_before_memory_is_taken(shape: Any, output: Any) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["window"], ["mean"], axes=list(range(2, len(shape))), keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["scores"]),
+    ]
+    weights = np.ones((CHANNELS, output[1]), np.float32)
+    built = model(nodes, weights, input_=("window", FLOAT, shape), output=("scores", FLOAT, output))
+    with pytest.raises(ReleaseError, match="limit"):
+        Runtime(built.SerializeToString(), RAW)
 
 
 def test_answers_are_the_callers_own() -> None:
@@ -125,7 +212,8 @@ WRONG_PORTS: list[dict[str, Any]] = [
     {"input_": ("x", FLOAT, ("batch", CHANNELS, TIME))},
     {"input_": ("window", FLOAT, (1, CHANNELS, TIME))},
     {"input_": ("window", FLOAT, ("batch", CHANNELS, "time"))},
-    {"input_": ("window", FLOAT, ("batch", CHANNELS, TIME, 1))},
+    {"input_": ("window", FLOAT, ("batch", CHANNELS, TIME, "width"))},
+    {"input_": ("window", FLOAT, ("batch", CHANNELS, TIME, 1, 1))},
     {"input_": ("window", FLOAT, ("batch", CHANNELS))},
     {"input_": ("window", FLOAT, None)},
     {"input_": ("window", FLOAT, ())},

@@ -12,7 +12,7 @@ from fedge.edge.runtime import Runtime
 from fedge.edge.screen import MAX_FIELDS, screen
 from fedge.errors import FedgeError, ReleaseError
 
-from .build import CHANNELS, CLASSES, RAW, TIME, mean_times_weights, model, windows
+from .build import CHANNELS, CLASSES, RAW, TIME, image_model, mean_times_weights, model, windows
 
 GOOD = model().SerializeToString()
 
@@ -40,6 +40,63 @@ def in_branch(inner: onnx.NodeProto | onnx.TensorProto) -> onnx.ModelProto:
 def test_ordinary_models_pass() -> None:
     screen(GOOD)
     screen(in_branch(helper.make_node("Identity", ["mean"], ["same"])).SerializeToString())
+
+
+def test_every_operator_of_a_students_graph_passes_and_runs() -> None:
+    """One model with all of them: two kinds of convolution, both sorts of pooling, a reconstruction error."""
+    small = {"step": np.float32(0.05), "low": np.float32(0), "high": np.float32(6), "one": np.float32(1)}
+    more = [numpy_helper.from_array(np.asarray(v), k) for k, v in small.items()]
+    for name, ints in {
+        "pads": [0, 0, 1, 0, 0, 1],
+        "from": [0],
+        "to": [4],
+        "axis": [2],
+        "flat": [-1, 4],
+    }.items():
+        more.append(numpy_helper.from_array(np.array(ints, np.int64), name))
+    more.append(numpy_helper.from_array(np.array(0, np.int8), "zero"))
+    rng = np.random.default_rng(3)
+    for name, shape in {"wide": (4, CHANNELS, 3), "each": (4, 1, 3), "dense": (4, 4), "bias": (4,)}.items():
+        more.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    more.append(numpy_helper.from_array(rng.normal(size=(8, CLASSES)).astype(np.float32), "out"))
+    graph: list[tuple[str, str, str, dict[str, object]]] = [
+        ("QuantizeLinear", "window step zero", "q", {}),
+        ("DequantizeLinear", "q step zero", "dq", {}),
+        ("Pad", "dq pads", "padded", {}),
+        ("Conv", "padded wide", "conv", {}),
+        ("Clip", "conv low high", "clipped", {}),
+        ("Conv", "clipped each", "depthwise", {"group": 4}),
+        ("Relu", "depthwise", "relu", {}),
+        ("AveragePool", "relu", "halves", {"kernel_shape": [2], "strides": [2]}),
+        ("Slice", "relu from to axis", "first", {}),
+        ("ReduceMean", "first", "segment", {"axes": [2], "keepdims": 0}),
+        ("GlobalAveragePool", "halves", "pooled", {}),
+        ("Flatten", "pooled", "means", {}),
+        ("Gemm", "means dense bias", "made", {"transB": 1}),
+        ("Reshape", "made flat", "again", {}),
+        ("Sub", "again segment", "error", {}),
+        ("Mul", "error error", "square", {}),
+        ("Add", "square one", "above", {}),
+        ("Sqrt", "above", "root", {}),
+        ("Log", "root", "log", {}),
+        ("Div", "log root", "ratio", {}),
+        ("Concat", "ratio means", "both", {"axis": 1}),
+        ("MatMul", "both out", "scores", {}),
+    ]
+    nodes = [helper.make_node(op, before.split(), [name], **extra) for op, before, name, extra in graph]
+    answer = Runtime(model(nodes, more=tuple(more)).SerializeToString(), RAW).predict(windows(3))
+    assert answer.shape == (3, CLASSES)
+    assert np.isfinite(answer).all()
+
+
+def test_image_models_pass_the_screen_and_its_refusals_hold_for_them() -> None:
+    screen(image_model().SerializeToString())
+    outside, foreign = image_model(), image_model()
+    outside.graph.initializer.append(external())
+    foreign.graph.node[1].domain = "com.microsoft"
+    for built, reason in ((outside, "another file"), (foreign, "domain")):
+        with pytest.raises(ReleaseError, match=reason):
+            screen(built.SerializeToString())
 
 
 @pytest.mark.parametrize("location", ["/etc/hostname", "../weights", "weights.bin"])
@@ -182,7 +239,7 @@ def test_blind_mutation_opens_or_raises_the_error_tree(rng: random.Random, chang
         answer = runtime.predict(np.zeros((1, TIME, CHANNELS), np.float32))
     except FedgeError:
         return
-    assert answer.shape == (1, runtime.classes)
+    assert answer.shape == (1, runtime.outputs)
 
 
 def test_a_dimension_that_is_no_text_is_refused() -> None:

@@ -27,6 +27,7 @@ FAST: dict[str, Any] = {
     "data.judge_share": 0.25,
     "teacher.epochs": 8,
     "teacher.batch": 16,
+    "teacher.cache": False,
     "student.size": "tiny",
     "student.epochs": 15,
     "student.tune_epochs": 3,
@@ -165,7 +166,7 @@ def federation_of(
     watcher = Recorder()
     publisher = None
     if folder is not None:
-        data, samples = world.dataset, world.server_windows().x
+        data, samples = world.dataset, world.server_data().labelled.x
         publisher = Publisher(folder, world.release_key(), data.classes, data.channels, samples)
     return (
         Federation(

@@ -1,5 +1,6 @@
 """One client's round, as its server and its own restarts see it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import fedge.federated.client as client_module
 from federated.build import MemoryStore, same_weights, trained_of
 from fedge import plugins
+from fedge.data.types import Windows
 from fedge.errors import ConfigError, DataError, PayloadError, SignatureError, UpdateError
 from fedge.federated.client import (
     HELLO,
@@ -38,7 +40,7 @@ from fedge.federated.frames import (
 from fedge.federated.lineage import begin, follow
 from fedge.federated.plan import Coding
 from fedge.federated.prepare import Prepared
-from fedge.federated.training import fine_tune
+from fedge.federated.training import fine_tune, loss_and_score
 from fedge.seeding import derive
 from fedge.signing import SigningKey, verify
 from fedge.simulation.world import World
@@ -287,6 +289,155 @@ def test_a_lost_round_is_as_if_it_had_not_been(
     assert client_round(_task(small_prepared, 2), device) == client_round(_task(small_prepared, 2), other)
 
 
+# ----- what training leaves behind: FedDyn's drift, a personal head
+
+
+def _learning(prepared: Prepared, **how: Any) -> Prepared:
+    """A plan with other training, and updates that arrive exactly."""
+    plan = prepared.plan
+    plan = replace(plan, training=replace(plan.training, **how), uplink=Coding("raw", {}))
+    return replace(prepared, plan=plan)
+
+
+def _welcomed(world: World, prepared: Prepared) -> Device:
+    device = world.device(0, MemoryStore())
+    client_round(_welcome(prepared), device)
+    return device
+
+
+def _sent(prepared: Prepared, answer: bytes) -> dict[str, Any]:
+    codec = build_codec(prepared.plan.uplink)
+    return dict(codec.decode(trained_of(answer).payload, limits(prepared.support.shapes(), 100.0)))
+
+
+def _memory(device: Device) -> dict[str, Any]:
+    return dict(ClientState.load(device.store).memory)
+
+
+WAYS = {"drift": {"dynamic": 0.3}, "head": {"personal_head": True}}
+ways = pytest.mark.parametrize("kind", sorted(WAYS))
+
+
+def test_a_personal_head_is_trained_and_never_sent(small_world: World, small_prepared: Prepared) -> None:
+    p = _learning(small_prepared, personal_head=True)
+    device = _welcomed(small_world, p)
+    for number in (1, 2, 3):
+        payload = _sent(p, client_round(_task(p, number, counted=number - 1, version=0), device))
+        assert not any(payload[n].any() for n in ("head.weight", "head.bias"))
+        assert all(payload[n].any() for n in payload if not n.startswith("head."))
+    held = _memory(device)
+    assert set(held) == {"head/head.weight", "head/head.bias"}
+    assert (held["head/head.weight"] != p.weights["head.weight"]).any()
+    assert same_weights(ClientState.load(device.store).weights, p.weights)  # the global ones, as they came
+
+
+def test_a_client_is_scored_and_judges_with_its_own_head(
+    small_world: World, small_prepared: Prepared
+) -> None:
+    p = _learning(small_prepared, personal_head=True)
+    device = _welcomed(small_world, p)
+    state = ClientState.load(device.store)
+    wrong = {f"head/{n}": np.roll(state.weights[n], 1, axis=0) for n in ("head.weight", "head.bias")}
+    zero = Step(
+        StepKind.CHANGE, encode_dense({n: np.zeros(s, np.float32) for n, s in p.support.shapes().items()}, 3)
+    )
+    replace(state, memory=wrong).save(device.store)
+    answer = trained_of(client_round(_task(p, candidate=zero), device))
+    own = {n: wrong.get(f"head/{n}", w) for n, w in p.weights.items()}
+    task = plugins.load("task", p.plan.task).TASK
+
+    def expected(windows: Windows) -> tuple[float, float]:
+        x = torch.from_numpy(p.plan.preprocess.apply(windows.x))
+        return loss_and_score(p.plan, task, own, x, torch.from_numpy(windows.y))
+
+    assert answer.judged is not None
+    assert answer.score == np.float32(expected(device.data.later)[1])
+    loss, score = (np.float32(v) for v in expected(device.data.judge))
+    assert (answer.judged.loss_held, answer.judged.score_held) == (loss, score)
+    assert (answer.judged.loss_candidate, answer.judged.score_candidate) == (loss, score)
+
+
+def test_a_personal_head_goes_on_from_where_it_was(small_world: World, small_prepared: Prepared) -> None:
+    """Against fine-tuning by hand, over two rounds."""
+    p = _learning(small_prepared, personal_head=True)
+    device = _welcomed(small_world, p)
+    plan, task = p.plan, plugins.load("task", p.plan.task).TASK
+    train = device.data.train
+    data = torch.from_numpy(plan.preprocess.apply(train.x)), torch.from_numpy(train.y)
+    own = p.weights
+    for number in (1, 2):
+        sent = _sent(p, client_round(_task(p, number, counted=number - 1, version=0), device))
+        seed = derive(device.seed, "local", number)
+        tuned, _ = fine_tune(plan, task, own, p.support, data, 0.05, seed)
+        for name, change in p.support.gather({n: tuned[n] - own[n] for n in tuned}).items():
+            if not name.startswith("head."):
+                np.testing.assert_allclose(sent[name], change, atol=1e-7)
+        own = {n: tuned[n] if n.startswith("head.") else w for n, w in p.weights.items()}
+    pending = _state_of(device).pending
+    assert pending is not None
+    for name in ("head.weight", "head.bias"):
+        assert pending.memory[f"head/{name}"].tobytes() == own[name].tobytes()
+
+
+def _state_of(device: Device) -> ClientState:
+    return ClientState.load(device.store)
+
+
+def test_drift_adds_up_over_the_rounds_and_enters_the_next(
+    small_world: World, small_prepared: Prepared
+) -> None:
+    p = _learning(small_prepared, dynamic=0.3)
+    device = _welcomed(small_world, p)
+    plan, task = p.plan, plugins.load("task", p.plan.task).TASK
+    train = device.data.train
+    data = torch.from_numpy(plan.preprocess.apply(train.x)), torch.from_numpy(train.y)
+    drift: dict[str, Any] = {n: np.zeros_like(w) for n, w in p.weights.items()}
+    for number in (1, 2, 3):
+        client_round(_task(p, number, counted=number - 1, version=0), device)
+        seed = derive(device.seed, "local", number)
+        tuned, _ = fine_tune(plan, task, p.weights, p.support, data, 0.05, seed, drift if number > 1 else {})
+        drift = {n: d - np.float32(0.3) * (tuned[n] - p.weights[n]) for n, d in drift.items()}
+        pending = _state_of(device).pending
+        assert pending is not None
+        for name, value in drift.items():
+            np.testing.assert_array_equal(pending.memory[f"drift/{name}"], value)
+
+
+@ways
+def test_memory_is_settled_like_the_residual(kind: str, small_world: World, small_prepared: Prepared) -> None:
+    """Kept where the update counted, taken back where it did not, whatever restarts lie between."""
+    p = _learning(small_prepared, **WAYS[kind])
+    device = _welcomed(small_world, p)
+    client_round(_task(p, 1), device)
+    first = _state_of(device)
+    assert first.memory == {}
+    assert first.pending is not None
+    client_round(_task(p, 2, counted=1, version=0), device)
+    second = _state_of(device)
+    assert same_weights(second.memory, first.pending.memory)
+    client_round(_task(p, 3, counted=1, version=0), device)  # round 2 was not counted
+    third = _state_of(device)
+    assert same_weights(third.memory, first.pending.memory)
+    assert third.pending is not None
+    assert second.pending is not None
+    assert not same_weights(third.pending.memory, second.pending.memory)
+    client_round(
+        _task(p, 4, counted=3, version=0, learning_rate=0.0), device
+    )  # the last push settles nothing
+    assert same_weights(_memory(device), first.pending.memory)
+    client_round(_task(p, 4, counted=3, version=0), device)
+    assert same_weights(_memory(device), third.pending.memory)
+
+
+@ways
+def test_a_lost_round_leaves_no_memory(kind: str, small_world: World, small_prepared: Prepared) -> None:
+    p = _learning(small_prepared, **WAYS[kind])
+    one, other = _welcomed(small_world, p), _welcomed(small_world, p)
+    client_round(_task(p, 1), one)
+    task = _task(p, 2, version=0)
+    assert client_round(task, one) == client_round(task, other)
+
+
 @pytest.mark.parametrize("counted", [1, 0])
 def test_a_task_without_training_takes_the_weights_and_changes_nothing_else(
     counted: int, small_prepared: Prepared, small_world: World, device: Device, store: MemoryStore
@@ -524,7 +675,8 @@ def test_a_client_without_windows_to_train_on_answers_all_the_same(
     empty = replace(full, data=replace(data, later=full.data.later.take(nothing)))
     client_round(_welcome(small_prepared), empty)
     answer = trained_of(client_round(_task(small_prepared), empty))
-    assert (answer.weight, answer.payload, answer.score, answer.judged) == (0, b"", 0.0, None)
+    assert (answer.weight, answer.payload, answer.judged) == (0, b"", None)
+    assert math.isnan(answer.score)  # nothing was scored: 0 would count as a bad score
 
 
 def test_a_link_and_a_time_make_a_budget() -> None:

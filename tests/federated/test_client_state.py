@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,13 @@ def held(small_prepared: Prepared) -> ClientState:
     change = {n: random.normal(size=s).astype(np.float32) for n, s in p.support.shapes().items()}
     residual, _ = codec.encode(before, change)
     after, payload = codec.encode(residual, change)
-    pending = Pending(7, b"digest of 16 by.", payload, after)
-    return ClientState(p.plan, p.support, p.weights, 6, b"8 bytes!", residual, pending, 3, b"bundle" * 100)
+    memory, later = (
+        {f"drift/{n}": random.normal(size=w.shape).astype(np.float32) for n, w in p.weights.items()}
+        for _ in range(2)
+    )
+    pending = Pending(7, b"digest of 16 by.", payload, after, later)
+    release = b"bundle" * 100
+    return ClientState(p.plan, p.support, p.weights, 6, b"8 bytes!", residual, memory, pending, 3, release)
 
 
 def _through(state: ClientState) -> ClientState:
@@ -48,7 +54,10 @@ def test_a_client_comes_back_bit_for_bit(held: ClientState) -> None:
     assert back.pending is not None
     assert held.pending is not None
     assert same_weights(back.pending.residual, held.pending.residual)
-    assert replace(back.pending, residual={}) == replace(held.pending, residual={})
+    assert same_weights(back.memory, held.memory)
+    assert same_weights(back.pending.memory, held.pending.memory)
+    bare: dict[str, Any] = {"residual": {}, "memory": {}}
+    assert replace(back.pending, **bare) == replace(held.pending, **bare)
 
 
 def test_a_client_without_update_or_release_comes_back_too(held: ClientState) -> None:

@@ -251,15 +251,30 @@ def test_a_number_of_more_than_63_bits_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(value: float) -> None:
-    for loss, score in ((value, 0.5), (0.5, value)):
-        with pytest.raises(PayloadError, match="not finite"):
-            decode_reply(encode_reply(Trained(1, 1, loss, score, None, b"", b"")))
+    """But for a score that is not defined, which is NaN."""
+    refused = "not finite|infinite"
+    with pytest.raises(PayloadError, match=refused):
+        decode_reply(encode_reply(Trained(1, 1, value, 0.5, None, b"", b"")))
+    if not math.isnan(value):
+        with pytest.raises(PayloadError, match=refused):
+            decode_reply(encode_reply(Trained(1, 1, 0.5, value, None, b"", b"")))
     for place in range(4):
+        if math.isnan(value) and place in (1, 3):
+            continue
         numbers = [value if i == place else 0.5 for i in range(4)]
-        with pytest.raises(PayloadError, match="not finite"):
+        with pytest.raises(PayloadError, match=refused):
             decode_reply(encode_reply(Trained(1, 1, 0.5, 0.5, Scores(1, *numbers), b"", b"")))
     with pytest.raises(PayloadError, match="not finite"):
         decode_task(encode_task(Train(1, 0, 0, b"8 bytes!", (), value)))
+
+
+def test_a_score_that_is_not_defined_arrives_as_such() -> None:
+    judged = Scores(3, 0.5, math.nan, 0.25, math.nan)
+    back = decode_reply(encode_reply(Trained(1, 1, 0.5, math.nan, judged, b"", b"")))
+    assert isinstance(back, Trained)
+    assert back.judged is not None
+    assert all(math.isnan(v) for v in (back.score, back.judged.score_held, back.judged.score_candidate))
+    assert (back.loss, back.judged.loss_held, back.judged.loss_candidate) == (0.5, 0.5, 0.25)
 
 
 @given(_NUMBER, _NUMBER, _FLOAT, _FLOAT, st.none() | _SCORES, _BLOB)

@@ -31,6 +31,20 @@ def test_a_plan_comes_back_bit_for_bit_through_its_frame(small_prepared: Prepare
     assert back.preprocess.scale.tobytes() == plan.preprocess.scale.tobytes()
 
 
+def test_every_way_of_training_travels(raw: dict[str, Any]) -> None:
+    turning = {"triples": [[2, 0, 1]], "degrees": 12.5}
+    raw["training"] |= {"proximal": 0.1, "dynamic": 0.2, "personal_head": True, "turning": turning}
+    back = Plan.from_dict(json.loads(json.dumps(raw))).training
+    assert (back.proximal, back.dynamic, back.personal_head) == (0.1, 0.2, True)
+    assert (back.turning.triples, back.turning.degrees) == (((2, 0, 1),), 12.5)
+
+
+def test_no_key_of_training_may_be_left_out_but_those_that_have_defaults(raw: dict[str, Any]) -> None:
+    for key in ("epochs", "batch", "momentum", "augment", "turning"):
+        with pytest.raises(PayloadError):
+            Plan.from_dict(raw | {"training": {k: v for k, v in raw["training"].items() if k != key}})
+
+
 def test_every_key_is_needed_and_no_other_is_taken(raw: dict[str, Any]) -> None:
     for key in raw:
         with pytest.raises(PayloadError, match="has the keys"):
@@ -99,11 +113,30 @@ def test_an_odd_value_anywhere_raises_nothing_but_refusals(raw: dict[str, Any]) 
         (("training", "momentum"), 1.0),
         (("training", "momentum"), math.nan),
         (("training", "augment"), 1),
+        (("training", "proximal"), -0.1),
+        (("training", "proximal"), math.nan),
+        (("training", "proximal"), 1e4),
+        (("training", "proximal"), 1),
+        (("training", "dynamic"), -0.1),
+        (("training", "dynamic"), math.inf),
+        (("training", "personal_head"), 1),
+        (("training", "turning"), {"triples": [], "degrees": 181.0}),
+        (("training", "turning"), {"triples": [], "degrees": math.nan}),
+        (("training", "turning"), {"triples": [[0, 1, 3]], "degrees": 5.0}),
+        (("training", "turning"), {"triples": [[0, 1, -1]], "degrees": 5.0}),
+        (("training", "turning"), {"triples": [[0, 1, 1]], "degrees": 5.0}),
+        (("training", "turning"), {"triples": [[0, 1]], "degrees": 5.0}),
+        (("training", "turning"), {"triples": [[0, 1, 2], [0, 1, 2]], "degrees": 5.0}),
+        (("training", "turning"), {"triples": []}),
+        (("training", "unknown"), 1),
         (("training",), {"epochs": 1}),
         (("uplink",), {"codec": "ternary"}),
         (("downlink", "settings"), []),
-        (("spec", "time"), 0),
-        (("spec", "classes"), 10**6),
+        (("spec", "size"), [0]),
+        (("spec", "size"), [4, 4, 4]),
+        (("spec", "outputs"), 10**6),
+        (("spec", "reconstruction"), {"recent": 4, "scale": [1.0]}),
+        (("spec", "number"), {"offset": 0.0, "scale": 0.0}),
         (("preprocess", "clip"), -1.0),
         (("preprocess", "mean"), [1e39]),
     ],

@@ -18,7 +18,7 @@ from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
 from fedge.federated.publish import Published, Publisher, publish_release
 from fedge.federated.server import run_rounds
-from fedge.federated.training import logits
+from fedge.federated.training import answers
 from fedge.release.bundle import parse_bundle
 from fedge.release.rules import PURPOSE
 from fedge.release.store import list_releases, load
@@ -29,7 +29,7 @@ from fedge.simulation.world import World
 @pytest.fixture
 def publisher(small_world: World, tmp_path: Path) -> Publisher:
     data = small_world.dataset
-    samples = small_world.server_windows().x
+    samples = small_world.server_data().labelled.x
     return Publisher(tmp_path, small_world.release_key(), data.classes, data.channels, samples)
 
 
@@ -74,8 +74,8 @@ def test_a_release_is_on_disk_and_verifies_with_the_public_key(
     with pytest.raises(SignatureError):
         verify(publisher.key.public, bundle.signature, PURPOSE, bundle.manifest + b" ")
     runtime = Runtime(bundle.model, small_prepared.plan.preprocess)
-    torch_says = logits(small_prepared.plan, small_prepared.weights, small_prepared.x, quantized=True)
-    onnx_says = runtime.predict(small_world.server_windows().x)
+    torch_says = answers(small_prepared.plan, small_prepared.weights, small_prepared.x, quantized=True)
+    onnx_says = runtime.predict(small_world.server_data().labelled.x)
     assert (torch_says.argmax(1) == onnx_says.argmax(1)).mean() >= 0.99
 
 

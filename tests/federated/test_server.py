@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from fedge.federated.frames import Hello, Scores, StepKind, Train, Trained, enco
 from fedge.federated.journal import Journal
 from fedge.federated.lineage import begin
 from fedge.federated.prepare import Prepared
-from fedge.federated.server import MOST_WINDOWS, run_round, run_rounds
+from fedge.federated.server import MOST_WINDOWS, _check_trained, run_round, run_rounds
 from fedge.federated.state import FederationState
 from fedge.federated.strategy import choose_judges
 from fedge.signing import SigningKey
@@ -118,6 +120,9 @@ def _hostile(world: World, prepared: Prepared) -> dict[str, tuple[Tamper, str]]:
         ),
         "NaN": (changed(loss=math.nan), "PayloadError"),
         "infinite score": (changed(score=math.inf), "PayloadError"),
+        "better than perfect": (changed(score=1.01), "UpdateError"),
+        "worse than nothing": (changed(score=-0.01), "UpdateError"),
+        "judged beyond": (changed(judged=Scores(9, 1, 0.5, 1, 1.5)), "UpdateError"),
         "too heavy": (changed(weight=MOST_WINDOWS + 1), "UpdateError"),
         "very heavy": (changed(weight=2**62), "UpdateError"),
         "judged nothing": (changed(judged=Scores(0, 1, 1, 1, 1)), "UpdateError"),
@@ -145,6 +150,9 @@ NAMES = [
     "somebody else's",
     "NaN",
     "infinite score",
+    "better than perfect",
+    "worse than nothing",
+    "judged beyond",
     "too heavy",
     "very heavy",
     "judged nothing",
@@ -635,6 +643,50 @@ def test_a_judge_cannot_claim_impossible_scores(
         federation, watcher = federation_of(small_world, small_prepared, fleet, journal)
         run_rounds(federation)
     assert [(r["client"], r["round"]) for r in watcher.of("refused")] == [(liar, 3)]
+
+
+def test_a_score_that_is_not_defined_is_no_lie_and_is_null_in_the_record(
+    run: Run, small_world: World, small_prepared: Prepared
+) -> None:
+    sign = _resigned(small_world, small_prepared)
+
+    def undefined(task: bytes, answer: bytes) -> bytes:
+        return bytes(sign(task, replace(trained_of(answer), score=math.nan)))
+
+    ran = run(1, tamper={BAD: _in_round(1, undefined)})
+    assert ran.watcher.of("refused") == []
+    assert ran.records[0]["own_scores"][BAD] is None
+    assert BAD in ran.records[0]["counted"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "taken"),
+    [
+        ("negative_rmse", -1e30, True),
+        ("negative_rmse", 0.0, True),
+        ("negative_rmse", 0.001, False),
+        ("auroc", 1.0, True),
+        ("auroc", 1.001, False),
+        ("auroc", -0.001, False),
+    ],
+)
+def test_what_a_client_may_claim_follows_from_the_metric(
+    metric: str, score: float, taken: bool, run: Run, small_world: World, small_prepared: Prepared
+) -> None:
+    """The clients score accuracy here; only what the server takes is asked."""
+    ran = run(1)
+    task = next(t for t in ran.fleet.tasks[BAD] if is_training(t))
+    honest = trained_of(client_round(task, ran.fleet.devices[BAD]))
+    answer = _resigned(small_world, small_prepared)(task, replace(honest, score=score))
+    federation: Any = SimpleNamespace(
+        task=SimpleNamespace(metric=metric),
+        prepared=small_prepared,
+        enrolled={BAD: small_world.key(BAD).public},
+    )
+    decoded = frames.decode_task(task)
+    assert isinstance(decoded, Train)
+    with nullcontext() if taken else pytest.raises(UpdateError, match="not within"):
+        _check_trained(BAD, answer, decoded, federation)
 
 
 def test_a_client_round_and_the_server_agree_on_the_name_of_the_weights(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from federated.build import same_state, same_weights
 from fedge.config import Config, load_config
 from fedge.errors import UpdateError
+from fedge.federated import optimizer as optimizer_module
 from fedge.federated.client import _follow
 from fedge.federated.client_state import ClientState
 from fedge.federated.coding import Support, apply_step, build_codec, encode_dense, snapshot_step
@@ -20,12 +21,14 @@ from fedge.federated.prepare import Prepared
 from fedge.federated.state import Candidate, ClientRecord, FederationState
 from fedge.federated.strategy import (
     Judgement,
+    candidate_due,
     choose,
     choose_judges,
     close_round,
     delivered,
     judge,
     learning_rate,
+    optimizer_of,
     task_for,
 )
 from fedge.update import Update
@@ -93,11 +96,18 @@ def _update(support: Support, seed: int, weight: int = 1, base: int = 0) -> Upda
 def _close(state: FederationState, support: Support, seed: int, **how: Any) -> FederationState:
     """Everyone takes part; as in a round, who is told holds the version before it."""
     number = state.round + 1
-    values: dict[str, Any] = {"told": NAMES, "counted": NAMES, "lost": (), "judgement": None} | how
+    values: dict[str, Any] = {
+        "told": NAMES,
+        "counted": NAMES,
+        "lost": (),
+        "judgement": None,
+        "nudge": None,
+    } | how
     if not isinstance(values["told"], dict):
         values["told"] = {c: _task(c, state, support).lineage for c in values["told"]}
     total = values.pop("total", _update(support, seed, base=number - 1))
-    return close_round(_config(), state, total, support=support, downlink=build_codec(DOWN), **values)
+    config = values.pop("config", _config())
+    return close_round(config, state, total, support=support, downlink=build_codec(DOWN), **values)
 
 
 def _candidate(support: Support, seed: int, made: int) -> Candidate:
@@ -333,12 +343,89 @@ def test_a_round_moves_the_weights_by_the_decoded_mean(
     a, b = _update(support, 1, weight=3), _update(support, 2, weight=1)
     begun = replace(begun, residual=codec.init(support.shapes()))
     told = dict.fromkeys(NAMES, b"8 bytes!")
-    first = close_round(_config(), begun, a + b, told, NAMES, (), None, support, codec)
+    first = close_round(_config(), begun, a + b, told, NAMES, (), None, None, support, codec)
     for name, alive in support.alive.items():
         mean = (a.total[name] + b.total[name]) / 2.0**32 / 4
         expected = begun.weights[name].copy()
         expected[alive] = expected[alive] + mean.astype(np.float32)
         assert first.weights[name].tobytes() == expected.tobytes()
+
+
+OPTIMIZERS = {
+    "avgm": {"rounds__server_momentum": 0.5},
+    "adam": {"rounds__server_learning_rate": 0.01, "rounds__server_tau": 1e-2},
+    "dyn": {"local__dynamic": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_rounds_take_the_steps_of_the_server_optimizer_and_keep_its_state(
+    name: str, small_prepared: Prepared, begun: FederationState
+) -> None:
+    """Two rounds against the optimizer by hand, with a saved and restored state between them."""
+    support, codec = small_prepared.support, build_codec(Coding("raw", {}))
+    config, told = _config(rounds__optimizer=name, **OPTIMIZERS[name]), dict.fromkeys(NAMES, b"8 bytes!")
+    optimizer = optimizer_of(config)
+    held = optimizer_module.OPTIMIZERS[name].init(support.shapes())
+    state = replace(begun, residual=codec.init(support.shapes()), optimizer=held)
+    weights = {n: w.copy() for n, w in state.weights.items()}
+    for number, counted in enumerate((NAMES, NAMES[:4])):
+        update = _update(support, number, weight=2, base=number)
+        held, step = optimizer_module.OPTIMIZERS[name].step(
+            optimizer, held, update.mean(), len(counted) / len(NAMES)
+        )
+        state = close_round(config, state, update, told, counted, (), None, None, support, codec)
+        state = FederationState.from_bytes(state.to_bytes())
+        for n, alive in support.alive.items():
+            weights[n][alive] = weights[n][alive] + step[n]
+        assert same_weights(state.optimizer, held)
+        assert same_weights(state.weights, weights)
+
+
+def test_a_round_without_updates_leaves_the_optimizer_as_it_was(
+    small_prepared: Prepared, begun: FederationState
+) -> None:
+    support, config = small_prepared.support, _config(rounds__optimizer="avgm")
+    held = optimizer_module.OPTIMIZERS["avgm"].init(support.shapes())
+    one = _close(replace(begun, optimizer=held), support, 0, config=config)
+    two = _close(one, support, 0, config=config, total=None, counted=())
+    assert same_weights(two.optimizer, one.optimizer)
+    assert not same_weights(one.optimizer, held)
+
+
+def _gradient_mode() -> Config:
+    return _config(redistill__mode="gradient")
+
+
+def test_in_gradient_mode_a_verdict_moves_no_weights_but_says_whether_the_step_goes_on(
+    small_prepared: Prepared, begun: FederationState
+) -> None:
+    support = small_prepared.support
+    tried = replace(begun, candidate=_candidate(support, 9, 0))
+    plain = _close(begun, support, 1, config=_gradient_mode())
+    for nudged in (False, True):
+        for accepted in (False, True):
+            verdict = replace(ACCEPTED, accepted=accepted)
+            state = _close(
+                replace(tried, nudged=nudged), support, 1, config=_gradient_mode(), judgement=verdict
+            )
+            assert same_weights(state.weights, plain.weights)
+            assert (state.nudged, state.candidate) == (accepted, None)
+        waiting = _close(replace(tried, nudged=nudged), support, 1, config=_gradient_mode())
+        assert waiting.nudged is nudged
+        assert waiting.candidate == tried.candidate
+    assert not _close(tried, support, 1, judgement=ACCEPTED).nudged  # another mode
+
+
+def test_when_a_candidate_is_due(begun: FederationState) -> None:
+    def due(mode: str, **state: Any) -> list[int]:
+        config = _config(redistill__mode=mode, redistill__every=4, rounds__rounds=12)
+        return [n for n in range(1, 13) if candidate_due(config, replace(begun, round=n, **state))]
+
+    assert due("none") == []
+    assert due("teacher") == due("ensemble") == [4, 8]  # after the last there is nobody to judge
+    assert due("gradient") == [1, 4, 8]
+    assert due("ensemble", candidate=Candidate(1, Step(StepKind.CHANGE, b""))) == []
 
 
 def test_records_say_who_holds_what_and_whose_update_counted(
@@ -411,6 +498,21 @@ def test_the_rule_of_the_judges(scores: list[Scores], accepted: bool) -> None:
         assert judgement.candidate == pytest.approx(sum(s.score_candidate for s in scores) / len(scores))
     else:
         assert (judgement.held, judgement.candidate) == (None, None)
+
+
+def test_judges_whose_windows_define_no_score_are_left_out_of_the_score_but_not_of_the_loss() -> None:
+    undefined = float("nan")
+    known = {"a": _scores(0.5, 0.6, 0.1), "b": _scores(0.5, 0.5, 0.12)}
+    both = judge(_config(), known | {"c": _scores(undefined, undefined, 0.11)})
+    assert (both.held, both.candidate, both.accepted) == (0.5, pytest.approx(0.55), True)
+    worse = judge(_config(), known | {"c": _scores(undefined, undefined, -9.0)})
+    assert not worse.accepted
+    half = judge(_config(), known | {"c": _scores(0.9, undefined, 0.11)})
+    assert (half.held, half.candidate) == (0.5, pytest.approx(0.55))
+    loss_alone = {c: _scores(undefined, undefined, gain) for c, gain in (("a", 0.1), ("b", 0.12))}
+    alone = judge(_config(), loss_alone)
+    assert (alone.held, alone.candidate, alone.accepted) == (None, None, True)
+    assert "not defined" in alone.reason
 
 
 def test_a_margin_moves_the_line_by_as_much() -> None:

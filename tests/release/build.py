@@ -27,7 +27,7 @@ def manifest(**changes: Any) -> Manifest:
         created=CREATED,
         task="watch",
         model=ModelFile.of(MODEL),
-        input=Input(5, 2, ("ax", "ay")),
+        input=Input((5, 2), ("ax", "ay")),
         classes=("rest", "walk", "run"),
         preprocess=Preprocess(np.zeros(2, np.float32), np.ones(2, np.float32)).to_dict(),
         metric="accuracy",

@@ -1,6 +1,7 @@
 import base64
 import contextlib
 import json
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -54,11 +55,14 @@ jsons = st.recursive(
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    time, channels, classes, k = (draw(st.integers(1, n)) for n in (6, 4, 4, 3))
+    shape = (*draw(st.lists(st.integers(1, 5), min_size=1, max_size=2)), draw(st.integers(1, 4)))
+    channels, classes, k = shape[-1], draw(st.integers(0, 4)), draw(st.integers(1, 3))
+    outputs = draw(st.sampled_from([1, 2])) if classes == 2 else classes or 1
+    anomaly = classes == 2 and outputs == 1
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     version, created = draw(st.integers(1, 2**53 - 1)), draw(st.integers(0, 2**40))
     scale = rng.uniform(0.1, 9, channels).astype(np.float32)
-    x = rng.normal(0, 9, (k, time, channels)).astype(np.float32)
+    x = rng.normal(0, 9, (k, *shape)).astype(np.float32)
     return Manifest(
         federation=draw(st.text("0123456789abcdef", min_size=16, max_size=64)),
         version=version,
@@ -66,7 +70,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         created=created,
         task=draw(names),
         model=ModelFile(rng.bytes(32).hex(), draw(st.integers(1, MAX_MODEL_BYTES))),
-        input=Input(time, channels, tuple(f"c{i}" for i in range(channels))),
+        input=Input(shape, tuple(f"c{i}" for i in range(channels))),
         classes=tuple(draw(st.lists(titles, min_size=classes, max_size=classes, unique=True))),
         preprocess=Preprocess(rng.normal(size=channels).astype(np.float32), scale).to_dict(),
         metric=draw(names),
@@ -74,7 +78,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         sizes=draw(st.dictionaries(names, st.integers(0, 2**53 - 1), max_size=4)),
         parent=draw(st.none() | st.integers(1, version - 1)) if version > 1 else None,
         expires=created + draw(st.integers(1, 2**40)),
-        self_test=SelfTest.of(x, rng.normal(size=(k, classes)).astype(np.float32), 0.01),
+        self_test=SelfTest.of(x, rng.normal(size=(k, outputs)).astype(np.float32), 0.01),
+        threshold=draw(st.none() | finite32) if anomaly else None,
         extra=draw(st.dictionaries(st.text(max_size=5), jsons, max_size=3)),
     )
 
@@ -99,6 +104,78 @@ def test_self_test_survives_with_every_bit() -> None:
     assert m.self_test_scores().tobytes() == scores.tobytes()
 
 
+def test_older_and_newer_schemas_are_refused_with_what_to_do() -> None:
+    with pytest.raises(ReleaseError, match="older fedge: publish the model again"):
+        parse(changed("schema", 1))
+    with pytest.raises(ReleaseError, match="newer fedge: update this one"):
+        parse(changed("schema", 3))
+
+
+def one_score(**changes: Any) -> Manifest:
+    x = np.zeros((2, 5, 2), np.float32)
+    return manifest(self_test=SelfTest.of(x, np.ones((2, 1), np.float32), 0.1), **changes)
+
+
+def test_number_has_one_score_and_no_classes() -> None:
+    m = parse(one_score(classes=(), metric="negative_rmse", scores={"unseen": -41.5}).to_bytes())
+    assert (m.outputs, m.target, m.threshold, m.scores["unseen"]) == (1, "number", None, -41.5)
+    with pytest.raises(ReleaseError, match="rows of 3 scores; with 0 classes it must be 1"):
+        manifest(classes=()).to_bytes()
+
+
+def test_rows_of_different_lengths_are_refused_where_either_length_would_do() -> None:
+    rows = SelfTest(np.zeros((2, 5, 2), "<f4").tobytes(), ((1.0,), (1.0, 2.0)), 0.1)
+    with pytest.raises(ReleaseError, match="rows of 1 or 2 scores"):
+        manifest(classes=("normal", "anomalous"), self_test=rows).to_bytes()
+
+
+@pytest.mark.parametrize("shape", [[2**20, 2], [2**10, 2**10, 2]])
+def test_window_above_the_limit_is_refused_as_such(shape: list[int]) -> None:
+    with pytest.raises(ReleaseError, match="2097152 values; the limit is 1048576"):
+        parse(changed("input.shape", shape))
+
+
+@pytest.mark.parametrize("threshold", [None, -7.25, 0.0, 1e9])
+def test_anomaly_score_has_two_classes_and_may_suggest_a_threshold(threshold: float | None) -> None:
+    m = parse(one_score(classes=("normal", "anomalous"), threshold=threshold).to_bytes())
+    assert (m.outputs, m.target, m.threshold) == (1, "anomaly", threshold)
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, 1, True, "0.5", [0.5]])
+def test_threshold_that_is_no_finite_number_is_refused(threshold: Any) -> None:
+    with pytest.raises(ReleaseError):
+        one_score(classes=("normal", "anomalous"), threshold=threshold).to_bytes()
+
+
+def test_threshold_of_anything_but_an_anomaly_score_is_refused() -> None:
+    two = SelfTest.of(np.zeros((2, 5, 2), np.float32), np.ones((2, 2), np.float32), 0.1)
+    for wrong in (
+        one_score(classes=(), threshold=0.5),
+        manifest(threshold=0.5),
+        manifest(self_test=two, classes=("normal", "anomalous"), threshold=0.5),
+    ):
+        with pytest.raises(ReleaseError, match="threshold"):
+            wrong.to_bytes()
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_score_that_is_not_finite_cannot_be_written(score: float) -> None:
+    """A score that is not defined is left out."""
+    with pytest.raises(ReleaseError):
+        manifest(scores={"unseen": score}).to_bytes()
+
+
+def test_self_test_of_images_survives_with_every_bit() -> None:
+    x = np.random.default_rng(3).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    test = SelfTest.of(x, np.ones((2, 3), np.float32), 0.5)
+    pre = Preprocess(np.zeros(3, np.float32), np.ones(3, np.float32)).to_dict()
+    m = manifest(input=Input((4, 5, 3), ("r", "g", "b")), preprocess=pre, self_test=test)
+    read = parse(m.to_bytes())
+    assert read.input.shape == (4, 5, 3)
+    assert read.self_test_windows().tobytes() == x.astype(np.float32).tobytes()
+    assert read.self_test_windows().shape == (2, 4, 5, 3)
+
+
 @pytest.mark.parametrize("where", ["", "model", "input", "self_test", "preprocess"])
 def test_unknown_key_in_manifest_is_refused(where: str) -> None:
     with pytest.raises(ReleaseError, match=r"unknown key|no others"):
@@ -116,8 +193,13 @@ def test_missing_key_is_refused(key: str) -> None:
 
 
 WRONG: list[tuple[str, Any]] = [
-    ("schema", 2),
-    ("schema", "1"),
+    ("schema", 1),
+    ("schema", 3),
+    ("schema", 0),
+    ("schema", "2"),
+    ("schema", 2.0),
+    ("schema", True),
+    ("schema", None),
     ("federation", "0123"),
     ("federation", "0123456789ABCDEF"),
     ("federation", "f" * 65),
@@ -142,9 +224,19 @@ WRONG: list[tuple[str, Any]] = [
     ("model.sha256", "0" * 63),
     ("model.size", 0),
     ("model.size", MAX_MODEL_BYTES + 1),
-    ("input.time", 0),
-    ("input.time", 2**40),
-    ("input.channels", 3),
+    ("input.shape", [0, 2]),
+    ("input.shape", [2**40, 2]),
+    ("input.shape", [2**20, 2]),
+    ("input.shape", [2**10, 2**10, 2]),
+    ("input.shape", [5, 3]),
+    ("input.shape", [2, 5]),  # channels first
+    ("input.shape", [2]),
+    ("input.shape", [5, 1, 1, 2]),
+    ("input.shape", [5.0, 2]),
+    ("input.shape", [True, 2]),
+    ("input.shape", []),
+    ("input.shape", 10),
+    ("input.shape", None),
     ("input.names", ["ax", "ax"]),
     ("input.names", ["ax", "a\x1b[2J"]),
     ("input.names", ["ax", 1]),
@@ -166,6 +258,11 @@ WRONG: list[tuple[str, Any]] = [
     ("self_test.scores", []),
     ("self_test.scores", [[0.0, 0.0, 0.0]]),  # one row for two windows
     ("self_test.scores", [[0.0, 0.0], [0.0, 0.0]]),
+    ("self_test.scores", [[0.0, 0.0, 0.0], [0.0, 0.0]]),
+    ("self_test.scores", [[0.0], [0.0]]),  # one score, and three classes
+    ("self_test.scores", [[], []]),
+    ("threshold", 0.5),  # three classes need none
+    ("threshold", "0.5"),
     ("self_test.windows", ""),
     ("self_test.windows", "A" * 106 + "B="),  # a second spelling of the same bytes
     ("self_test.windows", "!" * 108),
@@ -233,7 +330,7 @@ def test_second_spelling_of_the_same_manifest_is_refused(spell: Callable[[bytes]
         b" " * (MAX_MANIFEST_BYTES + 1),
         b"9" * 1_000_000,
         b"\xff\xfe",
-        b'{"schema":1}',
+        b'{"schema":2}',
     ],
 )
 def test_hostile_json_ends_in_release_error(content: bytes) -> None:

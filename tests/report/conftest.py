@@ -29,13 +29,22 @@ def example_report(
         "rounds": rounds,
         "engine": "local",
         "metric": "macro_f1",
-        "teacher": {"parameters": 1_204_230, "bytes": 4_816_920, "score_unseen": 0.7412},
-        "student": {"parameters": dense, "bytes_float32": each, "bytes_int8_onnx": 27_904, "nonzero": 9_923},
+        "teacher": {"parameters": 1_204_230, "bytes": 4_816_920, "score_unseen": 0.7412, "own": None},
+        "student": {
+            "parameters": dense,
+            "multiply_adds": 390_592,
+            "uncut": {"parameters": 41_003, "multiply_adds": 801_280},
+            "bytes_float32": each,
+            "bytes_int8_onnx": 27_904,
+            "nonzero": 9_923,
+        },
         "score": {
             **means,
             "unseen_int8": means["unseen"] - 0.0013,
             "clients_int8": means["clients"] - 0.0021,
         },
+        "more_scores": {"accuracy": {"clients": 0.9177, "unseen": 0.8266}},
+        "personal": 0.9343,
         "bytes": {"initial_download": 3_911.0, "uplink": up, "downlink": down},
         "plain_fp32": {"per_round_each_way": each, "total": each * (2 * rounds + 1)},
         "rounds_log": log,
@@ -148,6 +157,8 @@ def _redistillations(names: list[str]) -> list[dict[str, Any]]:
                 "windows": 64,
                 "aggregate": 0.84 + 0.01 * k,
                 "candidate": 0.84 + 0.01 * k + shift,
+                "aggregate_loss": 0.52,
+                "candidate_loss": 0.52 - shift,
             }
             for k, name in enumerate(names[:4])
         ]
@@ -214,6 +225,33 @@ def _releases(dice: random.Random, names: list[str]) -> list[dict[str, Any]]:
             }
         )
     return releases
+
+
+def example_of_errors() -> dict[str, Any]:
+    """The same run with an error as its metric: each score of the example, times 50, is an RMSE."""
+    report = example_report()
+    report["metric"], report["task"] = "negative_rmse", "remaining_life"
+    report["more_scores"], report["dataset"]["classes"] = {}, []
+    report = _as_error(report)
+    report["personal"] = -50 * report["personal"]
+    for one in report["redistillations"]:
+        one["reason"] = "loss +0.0021 (standard error 0.0010) on 256 windows of 4 judges"
+    return report
+
+
+_SCORES = {
+    "unseen", "clients", "unseen_initial", "clients_initial", "unseen_int8", "clients_int8", "score_unseen",
+    "score_clients", "score_initial", "score_final", "score_int8", "aggregate", "candidate", "current",
+}  # fmt: skip
+
+
+def _as_error(value: Any) -> Any:
+    """Scores in a part of a report, wherever they stand, as negative errors."""
+    if isinstance(value, dict):
+        return {
+            k: -50 * v if k in _SCORES and isinstance(v, float) else _as_error(v) for k, v in value.items()
+        }
+    return [_as_error(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.fixture

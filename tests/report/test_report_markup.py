@@ -43,6 +43,21 @@ def test_a_linear_axis_holds_all_values_and_ascends(values: list[float], wanted:
     assert list(axis.ticks) == sorted(set(axis.ticks))
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.integers(3, 6), st.floats(0.01, 0.5))
+def test_an_axis_of_shares_stays_between_0_and_1(values: list[float], wanted: int, at_least: float) -> None:
+    axis = svg.linear(values, wanted, at_least, (0.0, 1.0))
+    assert axis.low >= 0
+    assert axis.high <= 1 + 1e-9
+    assert axis.high - axis.low >= at_least - 1e-9
+    assert all(-1e-6 <= axis.at(value) <= 1 + 1e-6 for value in values)
+
+
+def test_values_beyond_the_bounds_are_drawn_all_the_same() -> None:
+    axis = svg.linear([-0.5, 1.5], 5, 0.02, (0.0, 1.0))
+    assert axis.low <= -0.5
+    assert axis.high >= 1.5
+
+
 def test_ticks_are_round_numbers() -> None:
     assert svg.linear([0.652, 0.891], 5).ticks == (0.6, 0.7, 0.8, 0.9)
     assert svg.linear([0, 30], 4).ticks == (0, 10, 20, 30)

@@ -53,7 +53,14 @@ def test_a_newer_report_says_to_upgrade(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "wrong"),
-    [("score", []), ("bytes", 3), ("rounds_log", {}), ("releases", [1]), ("clients_log", "x")],
+    [
+        ("score", []),
+        ("bytes", 3),
+        ("rounds_log", {}),
+        ("releases", [1]),
+        ("clients_log", "x"),
+        ("more_scores", []),
+    ],
 )
 def test_a_part_of_the_wrong_type_is_named(tmp_path: Path, key: str, wrong: object) -> None:
     with pytest.raises(DataError, match=key):

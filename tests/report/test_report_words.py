@@ -28,10 +28,10 @@ def test_a_size_is_within_half_a_per_cent_of_the_bytes(amount: float) -> None:
 
 @pytest.mark.parametrize(
     ("difference", "shown"),
-    [(0.0244, "+2.4"), (-0.0244, "\u22122.4"), (0.0, "\u00b10.0"), (-0.0001, "\u00b10.0"), (0.0006, "+0.1")],
+    [(2.44, "+2.4"), (-2.44, "\u22122.4"), (0.0, "\u00b10.0"), (-0.01, "\u00b10.0"), (1234.56, "+1,234.6")],
 )
-def test_differences_are_in_points_with_their_sign(difference: float, shown: str) -> None:
-    assert words.points(difference) == shown
+def test_differences_have_their_sign_unless_they_round_to_none(difference: float, shown: str) -> None:
+    assert words.signed(difference, 1) == shown
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,7 @@ def test_latencies_and_ratios_keep_a_sensible_precision() -> None:
 
 
 def test_what_was_not_measured_says_so() -> None:
-    shown = {
-        f(None)
-        for f in (words.score, words.size, words.microseconds, words.seconds, words.ratio, words.count)
-    }
+    shown = {f(None) for f in (words.size, words.microseconds, words.seconds, words.ratio, words.count)}
     assert shown == {words.NOT_MEASURED}
 
 
