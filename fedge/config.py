@@ -137,7 +137,28 @@ class Rounds:
     rounds: int = _setting(30, "rounds", 1, 1_000_000)
     fraction: float = _setting(1.0, "share of the participants in each round", 0.0001, 1)
     max_change: float = _setting(1.0, "an update with a larger entry is refused", 1e-6, 100)
+    max_norm: float = _setting(0.0, "an update of a larger 2-norm is refused; 0 for no bound", 0, 1e9)
     max_weight: int = _setting(10_000, "most windows that one update counts for", 1, 1_000_000)
+    least: int = _setting(
+        0, "updates that must count, or the round is given up and tried again", 0, 1_000_000
+    )
+    quorum: float = _setting(0.0, "the same as a share of the updates that are wanted", 0, 1)
+    deadline_seconds: float = _setting(0.0, "how long answers are waited for; 0: until all are there", 0, 1e7)
+    over_select: float = _setting(
+        1.0, "clients asked for each update that is wanted; the fastest count", 1, 10
+    )
+    attempts: int = _setting(0, "times that a round is tried before the run ends; 0: for ever", 0, 1_000_000)
+    pause_seconds: float = _setting(5.0, "between two attempts", 0, 1e6)
+    tags: tuple[str, ...] = _setting((), "only clients with one of these tags take part; empty: all")
+    offences: int = _setting(3, "refused updates of a client, one after the other, that bar it", 1, 1000)
+    barred_rounds: int = _setting(10, "rounds that it is barred for; twice as many each time", 1, 1_000_000)
+    robust: str = _setting(
+        "none",
+        "what stands in for the mean, so that a few hostile clients cannot steer it",
+        among=("none", "multikrum", "bulyan", "trimmed_mean"),
+    )
+    hostile: int = _setting(1, "robust: clients that may be hostile", 0, 1000)
+    robust_most: int = _setting(100, "robust: updates of a round that are kept in memory, at most", 3, 10_000)
     optimizer: str = _setting(
         "avg",
         "what the server does with the mean update; dyn goes with local.dynamic",
@@ -418,8 +439,23 @@ def redistils(config: Config) -> bool:
     return settings.mode != "none" and rounds > (1 if settings.mode == "gradient" else settings.every)
 
 
+def _check_robust(config: Config) -> None:
+    """Refuse robust aggregation where it makes no sense."""
+    rounds = config.rounds
+    if rounds.robust == "trimmed_mean" and config.uplink.codec in ("ternary", "subspace"):
+        raise ConfigError(
+            "rounds.robust = 'trimmed_mean' takes each entry by itself, and most entries of a sparse update "
+            "are 0: it would trim whatever is sent; use multikrum, or uplink.codec = 'quantized'"
+        )
+    if rounds.robust != "none" and rounds.optimizer == "dyn":
+        raise ConfigError(
+            "rounds.robust leaves updates out, and FedDyn needs them all; use another optimizer"
+        )
+
+
 def _check(config: Config) -> None:
     """Refuse combinations that cannot work, with the reason."""
+    _check_robust(config)
     if config.local.final_learning_rate > config.local.learning_rate:
         raise ConfigError(
             f"local.final_learning_rate {config.local.final_learning_rate} is above local.learning_rate "

@@ -21,14 +21,21 @@ Score = Callable[[Weights], Mapping[str, Any]]
 Only a simulation can look at everyone's data from outside; elsewhere this gives an empty mapping.
 """
 
+Robust = Callable[[list[Weights], list[int]], Weights]
+
 Answers = Iterator[tuple[str, bytes | FedgeError]]
 
 
 class Clients(Protocol):
     """Whoever carries frames."""
 
-    def ask(self, tasks: Mapping[str, bytes]) -> Answers:
-        """Send each client its task; yield answers, or why there is none, as they come in."""
+    def ask(
+        self, tasks: Mapping[str, bytes], deadline: float | None = None, enough: int | None = None
+    ) -> Answers:
+        """Send each client its task; yield answers, or why there is none, as they come in.
+
+        Nothing is waited for beyond ``deadline`` seconds from now, nor once ``enough`` answers are there.
+        """
 
 
 @dataclass
@@ -37,6 +44,12 @@ class Traffic:
 
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: "Traffic") -> None:
+        """And what was handed over elsewhere."""
+        for mine, theirs in ((self.down, other.down), (self.up, other.up)):
+            for client, amount in theirs.items():
+                mine[client] = mine.get(client, 0) + amount
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,9 @@ class Federation:
         journal: where completed rounds are committed.
         observer: is told what happens.
         score: scores global weights, for the log.
+        present: who can be asked now; ``None``: everyone who is enrolled.
+        tags: of each client that has any.
+        robust: stands in for the mean: ``(changes, weights) -> change``, live entries; ``None``: the mean.
     """
 
     config: Config
@@ -64,6 +80,9 @@ class Federation:
     journal: Journal
     observer: Observer
     score: Score
+    present: Callable[[], Collection[str]] | None = None
+    tags: Mapping[str, Collection[str]] = field(default_factory=dict)
+    robust: Robust | None = None
 
     @property
     def downlink(self) -> Codec:
@@ -76,14 +95,30 @@ def welcomed(state: FederationState, clients: Collection[str]) -> list[str]:
     return [c for c in clients if state.clients[c].version is not None]
 
 
-def ask(federation: Federation, tasks: Mapping[str, bytes], traffic: Traffic) -> Answers:
-    """``clients.ask``, with every byte counted."""
+def available(federation: Federation) -> list[str]:
+    """Enrolled clients that can be asked now, and have a tag that is wanted."""
+    there = federation.enrolled if federation.present is None else federation.present()
+    wanted = set(federation.config.rounds.tags)
+    return sorted(
+        c
+        for c in there
+        if c in federation.enrolled and (not wanted or wanted & set(federation.tags.get(c, ())))
+    )
+
+
+def ask(
+    federation: Federation, tasks: Mapping[str, bytes], traffic: Traffic, enough: int | None = None
+) -> Answers:
+    """``clients.ask`` with the settings' deadline, with every byte counted."""
     if not tasks:
         return
+    deadline = federation.config.rounds.deadline_seconds or None
     for client, frame in tasks.items():
         traffic.down[client] = traffic.down.get(client, 0) + len(frame)
     answered = set()
-    for client, answer in federation.clients.ask(tasks):
+    unlimited = deadline is None and enough is None
+    clients = federation.clients
+    for client, answer in clients.ask(tasks) if unlimited else clients.ask(tasks, deadline, enough):
         if client not in tasks or client in answered:
             continue
         answered.add(client)

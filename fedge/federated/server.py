@@ -12,16 +12,26 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import count
 from typing import Any
 
-from fedge.codec import Codec
 from fedge.config import Config
-from fedge.errors import FedgeError, PayloadError, UpdateError
+from fedge.errors import FedgeError, PayloadError, SetupError, UpdateError
 from fedge.federated import frames, lessons
-from fedge.federated.client import HELLO, UPDATE, signed_parts
-from fedge.federated.coding import Weights, build_codec, limits, snapshot_step
-from fedge.federated.federation import Clients, Federation, Score, Traffic, ask, refused, welcomed
-from fedge.federated.frames import Hello, Scores, Step, Train, Trained, Welcome
+from fedge.federated.adder import Adder
+from fedge.federated.checks import UnsoundError, check_hello, check_trained, sound_change
+from fedge.federated.coding import Weights, build_codec, snapshot_step
+from fedge.federated.federation import (
+    Clients,
+    Federation,
+    Score,
+    Traffic,
+    ask,
+    available,
+    refused,
+    welcomed,
+)
+from fedge.federated.frames import Scores, Step, Welcome
 from fedge.federated.lineage import begin
 from fedge.federated.offer import release
 from fedge.federated.optimizer import OPTIMIZERS
@@ -33,18 +43,20 @@ from fedge.federated.strategy import (
     choose_members,
     close_round,
     delivered,
+    eligible,
+    enrolled,
     judge,
     learning_rate,
+    marked,
+    needed,
     task_for,
+    wanted,
 )
-from fedge.metrics import RANGES
-from fedge.signing import verify
 from fedge.update import Update
 
 __all__ = ["Clients", "Federation", "Score", "run_round", "run_rounds"]
 
-MOST_WINDOWS = 1_000_000
-"""Largest weight of one update: a client that claims more windows is refused."""
+_LOOK = 0.5  # seconds between two looks at who is there
 
 
 def run_rounds(federation: Federation) -> FederationState:
@@ -75,9 +87,7 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
     """One round; it is in the journal when this returns."""
     config, prepared = federation.config, federation.prepared
     start, number, traffic = time.perf_counter(), state.round + 1, Traffic()
-    participants = choose(config, number, federation.enrolled)
-    state, initial = _welcome(state, federation, participants, number)
-    outcome = _collect(state, federation, participants, number, traffic)
+    state, initial, outcome = _attempts(state, federation, number, traffic)
     tried = state.candidate
     judges = outcome.scores if tried is None or not tried.scores else tried.scores
     judgement = judge(config, judges) if tried else None
@@ -108,6 +118,45 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
     return state
 
 
+def _attempts(
+    state: FederationState, federation: Federation, number: int, traffic: Traffic
+) -> tuple[FederationState, Traffic, "Outcome"]:
+    """Ask until enough updates count; whoever has answered is asked again and has its answer ready."""
+    config, initial, kept = federation.config, Traffic(), set[str]()
+    for attempt in count():
+        state = enrolled(state, federation.enrolled)
+        there = eligible(state, _await(state, federation))
+        participants = choose(config, number, there, kept, attempt)
+        state, first = _welcome(state, federation, participants, number)
+        initial.add(first)
+        enough = wanted(config, len(there)) if config.rounds.over_select > 1 else None
+        outcome = _collect(state, federation, participants, number, traffic, enough)
+        if len(outcome.counted) >= needed(config, len(there)):
+            return marked(config, state, outcome.told, outcome.unsound), initial, outcome
+        federation.observer.event(
+            "given_up", round=number, counted=len(outcome.counted), needed=needed(config, len(there))
+        )
+        if 0 < config.rounds.attempts <= attempt + 1:
+            raise SetupError(
+                f"round {number} was tried {attempt + 1} times, and {len(outcome.counted)} update(s) counted "
+                f"where {needed(config, len(there))} are needed; see rounds.least, quorum and attempts"
+            )
+        state, kept = marked(config, state, (), outcome.unsound), set(outcome.told)
+        time.sleep(config.rounds.pause_seconds)
+    raise AssertionError  # count() does not end
+
+
+def _await(state: FederationState, federation: Federation) -> list[str]:
+    """Clients that can be asked; waits while there are fewer than a round needs."""
+    least, told = max(1, federation.config.rounds.least), False
+    while len(there := available(federation)) < least and federation.present is not None:
+        if not told:
+            federation.observer.event("waiting", round=state.round + 1, there=len(there), needed=least)
+        told = True
+        time.sleep(_LOOK)
+    return there
+
+
 def _welcome(
     state: FederationState, federation: Federation, participants: list[str], number: int
 ) -> tuple[FederationState, Traffic]:
@@ -119,23 +168,12 @@ def _welcome(
     records = dict(state.clients)
     for client, answer in ask(federation, dict.fromkeys(newcomers, frame), traffic):
         try:
-            _check_hello(client, answer, challenge, federation)
+            check_hello(client, answer, challenge, federation)
         except FedgeError as error:
             refused(federation, client, number, error)
         else:
-            records[client] = ClientRecord(version=0, lineage=begin(prepared.snapshot))
+            records[client] = replace(records[client], version=0, lineage=begin(prepared.snapshot), counted=0)
     return replace(state, clients=records), traffic
-
-
-def _check_hello(client: str, answer: bytes | FedgeError, challenge: bytes, federation: Federation) -> None:
-    """The client proved with its enrolled key that it is who it says."""
-    if isinstance(answer, FedgeError):
-        raise answer
-    hello = frames.decode_reply(answer)
-    if not isinstance(hello, Hello):
-        raise UpdateError("answered a welcome with something else")
-    parts = (federation.prepared.plan.federation.encode(), client.encode(), challenge)
-    verify(federation.enrolled[client], hello.signature, HELLO, *parts)
 
 
 @dataclass
@@ -148,6 +186,7 @@ class Outcome:
         told: clients that took the global weights and gave a sound answer, and the name of what they hold.
         counted: clients whose update is in ``total``.
         lost: clients that said they cannot follow.
+        unsound: clients whose answer was theirs and could not be taken.
         losses: mean training loss, by client.
         own_scores: score of the weights received on the client's own later windows, by client.
         scores: numbers of the judges.
@@ -159,6 +198,7 @@ class Outcome:
     told: dict[str, bytes] = field(default_factory=dict)
     counted: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    unsound: set[str] = field(default_factory=set)
     losses: dict[str, float] = field(default_factory=dict)
     own_scores: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -186,7 +226,12 @@ class Outcome:
 
 
 def _collect(
-    state: FederationState, federation: Federation, participants: list[str], number: int, traffic: Traffic
+    state: FederationState,
+    federation: Federation,
+    participants: list[str],
+    number: int,
+    traffic: Traffic,
+    enough: int | None,
 ) -> Outcome:
     """Ask everyone, and add up what is sound as it comes in. What is not is refused and goes no further."""
     config = federation.config
@@ -197,26 +242,30 @@ def _collect(
     snapshot, outcome = _snapshot(state, federation), Outcome(participants)
     welcome = welcomed(state, participants)
     tasks = {c: task_for(c, number, state, snapshot, rate, c in judges) for c in welcome}
-    uplink = build_codec(federation.prepared.plan.uplink)
-    for client, answer in ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
+    uplink, adder = build_codec(federation.prepared.plan.uplink), Adder(federation, state.round)
+    sent = {c: frames.encode_task(t) for c, t in tasks.items()}
+    for client, answer in ask(federation, sent, traffic, enough):
         try:
-            trained = _check_trained(client, answer, tasks[client], federation)
-            update = _update(trained, state, federation, uplink)
-            if update is not None:
-                outcome.total = update if outcome.total is None else outcome.total + update
+            trained = check_trained(client, answer, tasks[client], federation)
+            sound = sound_change(trained, federation, uplink)
+            if sound is not None:
+                adder.add(client, *sound)
                 outcome.counted.add(client)
                 outcome.losses[client] = trained.loss
                 if client in members:
-                    outcome.members.append(federation.prepared.support.add(state.weights, update.mean()))
+                    outcome.members.append(federation.prepared.support.add(state.weights, sound[0]))
         except FedgeError as error:
             if answer is error and isinstance(error, UpdateError):
                 outcome.lost.add(client)
+            if isinstance(error, UnsoundError):
+                outcome.unsound.add(client)
             refused(federation, client, number, error)
             continue
         outcome.told[client] = tasks[client].lineage
         outcome.own_scores[client] = trained.score
         if trained.judged is not None and client in judges:
             outcome.scores[client] = trained.judged
+    outcome.total = adder.total()
     return outcome
 
 
@@ -232,44 +281,15 @@ def _snapshot(state: FederationState, federation: Federation) -> Callable[[], St
     return cache(lambda: snapshot_step(state.weights, support, bits))
 
 
-def _check_trained(client: str, answer: bytes | FedgeError, task: Train, federation: Federation) -> Trained:
-    """The answer is one to this task, on its weights, by this client, and says nothing impossible."""
-    if isinstance(answer, FedgeError):
-        raise answer
-    trained = frames.decode_reply(answer)
-    if not isinstance(trained, Trained) or trained.round != task.round:
-        raise UpdateError(f"answered something else than round {task.round}")
-    parts = signed_parts(federation.prepared.plan.federation, client, task.lineage, trained)
-    verify(federation.enrolled[client], trained.signature, UPDATE, *parts)
-    if trained.weight > MOST_WINDOWS:
-        raise UpdateError(f"claims {trained.weight} windows; at most {MOST_WINDOWS} count")
-    if trained.judged is not None and not 0 < trained.judged.windows <= MOST_WINDOWS:
-        raise UpdateError("judged on an impossible number of windows")
-    judged = (j.score_held, j.score_candidate) if (j := trained.judged) is not None else ()
-    low, high = RANGES[federation.task.metric]
-    if not all(low <= score <= high or score != score for score in (trained.score, *judged)):
-        raise UpdateError(f"claims a score that is not within {low:g} .. {high:g}")
-    return trained
-
-
-def _update(trained: Trained, state: FederationState, federation: Federation, uplink: Codec) -> Update | None:
-    """The update in an answer, within limits; ``None`` where the client did not train."""
-    if trained.weight == 0:
-        return None
-    bounds = limits(federation.prepared.support.shapes(), federation.config.rounds.max_change)
-    arrays = uplink.decode(trained.payload, bounds)
-    return Update.of(arrays, min(trained.weight, federation.config.rounds.max_weight), state.round)
-
-
 def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:
     """After the last round: push the final global weights, without training."""
     snapshot, number = _snapshot(state, federation), state.round + 1
-    welcome = welcomed(state, state.clients)
+    welcome = welcomed(state, eligible(state, available(federation)))
     tasks = {c: task_for(c, number, state, snapshot, 0.0, judge=False) for c in welcome}
     done = {}
     for client, answer in ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):
         try:
-            _check_trained(client, answer, tasks[client], federation)
+            check_trained(client, answer, tasks[client], federation)
             done[client] = tasks[client].lineage
         except FedgeError as error:
             refused(federation, client, number, error)

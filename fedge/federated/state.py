@@ -23,11 +23,17 @@ class ClientRecord:
         version: of the global weights that it holds; ``None`` where that is not known.
         lineage: the name of the weights that it holds (``lineage.py``).
         counted: the last round in which an update of it was counted; 0 for none.
+        offences: sound signatures under unsound content, one after the other.
+        barred: the last round that it takes no part in for that; 0 for none.
+        bars: how often it was barred.
     """
 
     version: int | None = None
     lineage: bytes = b""
     counted: int = 0
+    offences: int = 0
+    barred: int = 0
+    bars: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,10 @@ class FederationState:
         meta: dict[str, Any] = {
             "round": self.round,
             "history": [[v, [blob(s) for s in steps]] for v, steps in self.history.items()],
-            "clients": {c: [r.version, r.lineage.hex(), r.counted] for c, r in self.clients.items()},
+            "clients": {
+                c: [r.version, r.lineage.hex(), r.counted, r.offences, r.barred, r.bars]
+                for c, r in self.clients.items()
+            },
             "candidate": None if (c := self.candidate) is None else [c.made, blob(c.step), _numbers(c)],
             "released": self.released,
             "nudged": self.nudged,
@@ -123,8 +132,8 @@ class FederationState:
             residual=below("residual/"),
             history={v: tuple(step(s) for s in steps) for v, steps in meta["history"]},
             clients={
-                c: ClientRecord(v, bytes.fromhex(name), counted)
-                for c, (v, name, counted) in meta["clients"].items()
+                c: ClientRecord(v, bytes.fromhex(name), *rest)
+                for c, (v, name, *rest) in meta["clients"].items()
             },
             candidate=None if candidate is None else _candidate(candidate, step(candidate[1])),
             released=meta["released"],

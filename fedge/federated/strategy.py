@@ -43,14 +43,61 @@ class Judgement:
     candidate: float | None
 
 
-def choose(config: Config, number: int, clients: Collection[str]) -> list[str]:
-    """Who takes part in round ``number``: a random share of the clients, at least one, in sorted order."""
+def choose(
+    config: Config, number: int, clients: Collection[str], kept: Collection[str] = (), attempt: int = 0
+) -> list[str]:
+    """Who takes part in round ``number``: a random share of the clients, at least one, in sorted order.
+
+    ``kept`` have answered an earlier attempt at the same round and are asked again: they answer at once.
+    """
     everyone = sorted(clients)
-    count = max(1, round(config.rounds.fraction * len(everyone)))
+    count = min(len(everyone), math.ceil(wanted(config, len(everyone)) * config.rounds.over_select))
     if count == len(everyone):
         return everyone
-    random = np.random.default_rng(derive(config.seed, "participants", number))
-    return sorted(random.choice(everyone, count, replace=False).tolist())
+    random = np.random.default_rng(derive(config.seed, "participants", number, *[attempt][:attempt]))
+    chosen = random.choice(everyone, count, replace=False).tolist()
+    known = sorted(set(kept) & set(everyone))
+    return sorted([*known, *(c for c in chosen if c not in known)][: max(count, len(known))])
+
+
+def wanted(config: Config, clients: int) -> int:
+    """Updates that a round is to have, of so many clients: a share of them, at least one."""
+    return max(1, round(config.rounds.fraction * clients))
+
+
+def needed(config: Config, clients: int) -> int:
+    """Updates without which a round is given up."""
+    rounds = config.rounds
+    return max(rounds.least, math.ceil(rounds.quorum * wanted(config, clients)))
+
+
+def eligible(state: FederationState, clients: Collection[str]) -> list[str]:
+    """Those that are not barred in the next round."""
+    number = state.round + 1
+    return [c for c in clients if state.clients.get(c, ClientRecord()).barred < number]
+
+
+def marked(
+    config: Config, state: FederationState, sound: Collection[str], unsound: Collection[str]
+) -> FederationState:
+    """Standing after a round: who offended so often in a row is barred, twice as long each time."""
+    number, records = state.round + 1, dict(state.clients)
+    for client in sound:
+        records[client] = replace(records[client], offences=0)
+    for client in unsound:
+        record = records[client]
+        record = replace(record, offences=record.offences + 1)
+        if record.offences >= config.rounds.offences:
+            last = number + config.rounds.barred_rounds * 2 ** min(record.bars, 16)
+            record = replace(record, offences=0, barred=last, bars=record.bars + 1)
+        records[client] = record
+    return replace(state, clients=records)
+
+
+def enrolled(state: FederationState, clients: Collection[str]) -> FederationState:
+    """With a record for each of these clients."""
+    new = {c: ClientRecord() for c in clients if c not in state.clients}
+    return replace(state, clients={**state.clients, **new}) if new else state
 
 
 def choose_judges(config: Config, number: int, participants: Collection[str]) -> set[str]:
@@ -197,7 +244,7 @@ def close_round(
     records = dict(state.clients)
     for client, name in told.items():
         last = number if client in counted else records[client].counted
-        records[client] = ClientRecord(state.round, name, last)
+        records[client] = replace(records[client], version=state.round, lineage=name, counted=last)
     for client in lost:
         records[client] = replace(records[client], version=None)
     return replace(

@@ -1,0 +1,249 @@
+"""One device's connection to the gateway: WebSocket and link frames over a TLS transport of asyncio."""
+
+import asyncio
+import logging
+import os
+import ssl
+import time
+from typing import Protocol
+
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from fedge.deploy.gateway_limits import Address, Bucket, Limits
+from fedge.deploy.link_tls import Tls
+from fedge.link.frames import FRAME_BYTES, Hello, LinkError, Reason
+from fedge.link.gateway_end import Door, Event, GatewayDesk, GatewayEnd
+
+PATH = "/link"
+_SLICE = 4096  # bytes that are deciphered and parsed before limits are looked at again
+_WRITE_AHEAD = 65_536  # bytes that wait for a slow reader before the gateway stops writing to it
+_LAST_WORDS = 5.0  # seconds for a goodbye to get through
+
+_silent = logging.getLogger("fedge.websockets")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+_silent.setLevel(logging.CRITICAL + 1)
+
+
+class House(Protocol):
+    """What a connection asks of the gateway."""
+
+    limits: Limits
+
+    def admit(self, connection: "Connection", hello: Hello, nonce: bytes) -> GatewayDesk:
+        """The desk of the client that says hello; raises ``LinkError``."""
+
+    def room(self, size: int) -> None:
+        """Raise ``LinkError`` if so many bytes cannot be taken now."""
+
+    def happened(self, connection: "Connection", event: Event) -> None:
+        """Something was said."""
+
+    def refused(self, connection: "Connection", error: LinkError) -> None:
+        """The connection ends, and why."""
+
+    def lost(self, connection: "Connection") -> None:
+        """The connection has ended."""
+
+
+class Connection(asyncio.Protocol):
+    """Reads no faster than it may and writes no faster than the other end reads."""
+
+    def __init__(self, house: House, context: ssl.SSLContext, address: Address, peer: str) -> None:
+        """Of a peer that was let in from ``address``."""
+        self._house, self.address, self.peer = house, address, peer
+        self._tls = Tls(context)
+        self.end: GatewayEnd | None = None
+        self.client: str | None = None  # once it was let in
+        self.bucket: Bucket | None = None
+        self.heard = time.monotonic()
+        self.closing = False
+        self.received = self.sent = 0
+        self._socket = ServerProtocol(max_size=FRAME_BYTES, logger=_silent)
+        self._transport: asyncio.Transport | None = None
+        self._full = False  # the other end does not read
+        self._resting = False  # it says too much
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is open; TLS begins."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what asyncio gives a stream protocol
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_WRITE_AHEAD)
+        self._timer = asyncio.get_running_loop().call_later(self._house.limits.greeting, self._late)
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The device's certificate (DER), which TLS has checked."""
+        return self._tls.certificate
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the device."""
+        self.heard = time.monotonic()
+        self.received += len(data)
+        self._tls.receive(data)
+        self._work()
+
+    def eof_received(self) -> bool:
+        """The device has closed its side."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The device reads too slowly."""
+        self._full = True
+        self._hold()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._full = False
+        self._hold()
+        self.flush()
+        self._work()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """It is over."""
+        self.closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._house.lost(self)
+        self._transport = None
+
+    def flush(self) -> None:
+        """Send what there is to send, as far as the device reads."""
+        transport, end = self._transport, self.end
+        if transport is None:
+            return
+        while not self._full:
+            size = 0  # small frames share a TLS record
+            while end is not None and not self.closing and size < _SLICE:
+                if (message := end.next_message()) is None:
+                    break
+                self._socket.send_binary(message)
+                size += len(message)
+            if self._tls.up:
+                self._tls.write(b"".join(self._socket.data_to_send()))
+            data = self._tls.outgoing()
+            if not data:
+                return
+            self.sent += len(data)
+            transport.write(data)
+
+    def part(self, error: LinkError) -> None:
+        """Say goodbye, and why, and hang up."""
+        if self.closing or self._transport is None:
+            return
+        self._house.refused(self, error)
+        self._full = False  # a goodbye always fits
+        if self.end is not None and self._socket.state is OPEN:
+            self.end.part(error.reason, error.seconds, str(error))
+            self.flush()
+            self._socket.send_close(CloseCode.NORMAL_CLOSURE)
+        self.hang_up()
+
+    def greeted(self, client: str, bucket: Bucket) -> None:
+        """The client was let in: the greeting is over."""
+        self.client, self.bucket = client, bucket
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def hang_up(self) -> None:
+        """Send what is left and close."""
+        if self._transport is None:
+            return
+        self.flush()
+        self.closing, self._full = True, False
+        self._tls.close()
+        self.flush()
+        self._transport.close()
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self.abort)
+
+    def abort(self) -> None:
+        """Close without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _late(self) -> None:
+        if self._transport is not None and self.client is None:
+            self._house.refused(self, LinkError("no hello in time", Reason.SILENT))
+            self.abort()
+
+    def _hold(self) -> None:
+        """Read, or do not read, as things stand."""
+        if self._transport is None or self.closing:
+            return
+        if self._full or self._resting:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _work(self) -> None:
+        """Read what has come, a little at a time."""
+        try:
+            while not (self._full or self._resting or self.closing) and self._some():
+                self.flush()
+                if self._socket.close_expected() or self._socket.handshake_exc is not None:
+                    self.hang_up()
+        except LinkError as error:
+            self.part(error)
+        except ssl.SSLError as error:
+            self._house.refused(self, LinkError(f"TLS: {error.reason or error}"))
+            self.hang_up()  # with the alert that says why
+        if self._tls.ended:
+            self.hang_up()
+
+    def _some(self) -> bool:
+        """Whether anything came."""
+        if not self._tls.up:
+            up = self._tls.shake()
+            self.flush()
+            if not up:
+                return False
+        data = self._tls.read(_SLICE)
+        self._socket.receive_data(data)
+        self._events()
+        return bool(data)
+
+    def _events(self) -> None:
+        for event in self._socket.events_received():
+            if self.closing:
+                return
+            self._charge()
+            if isinstance(event, Request):
+                self._open(event)
+            elif isinstance(event, Frame) and event.opcode not in (Opcode.PING, Opcode.PONG, Opcode.CLOSE):
+                self._message(event)
+
+    def _open(self, request: Request) -> None:
+        if request.path != PATH:
+            self._socket.send_response(self._socket.reject(404, ""))
+            return
+        self._socket.send_response(self._socket.accept(request))
+        if self._socket.state is OPEN:
+            house, limits = self._house, self._house.limits
+            door = Door(lambda h, n: house.admit(self, h, n), house.room, limits.silence, limits.answer)
+            self.end = GatewayEnd(door, os.urandom(32), int(time.time()))
+
+    def _message(self, frame: Frame) -> None:
+        if frame.opcode is not Opcode.BINARY or not frame.fin or self.end is None:
+            raise LinkError("a message of the link is one binary frame")
+        for event in self.end.receive(bytes(frame.data)):
+            self._house.happened(self, event)
+
+    def _charge(self) -> None:
+        """Count a message; whoever says too much is not listened to for a while."""
+        now = time.monotonic()
+        wait = self.address.messages.wait(now)
+        if self.bucket is not None:
+            wait = max(wait, self.bucket.wait(now))
+        if wait > 0 and not self._resting:
+            self._resting = True
+            self._hold()
+            asyncio.get_running_loop().call_later(wait, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._hold()
+        self._work()
