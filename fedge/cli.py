@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,8 +14,17 @@ from fedge.errors import FedgeError, InputError, SetupError
 
 if TYPE_CHECKING:
     from fedge.config import Config
+    from fedge.data.types import TargetKind
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
+
+_TARGETS: "dict[str, TargetKind]" = {
+    "activity": "class",
+    "camera": "class",
+    "anomaly": "anomaly",
+    "remaining_life": "number",
+}
+"""Kinds of target by task, for a command that must not load torch to know them."""
 
 _EXTRAS = {
     "torch": "simulation",
@@ -22,6 +32,9 @@ _EXTRAS = {
     "onnx": "simulation",
     "rich": "simulation",
     "pyarrow": "simulation",
+    "safetensors": "server",
+    "sklearn": "simulation",
+    "websockets": "client",
 }
 
 
@@ -36,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     _quiet_flower()
     try:
-        options = _parser().parse_args(arguments)
-        options.run(options)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        options = _parser(given[0] if given else None).parse_args(given)
+        return options.run(options) or 0
     except FedgeError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -49,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
-    return 0
 
 
 def _fail(message: str, code: int) -> int:
@@ -71,7 +84,17 @@ def _quiet_flower() -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 
-def _parser() -> argparse.ArgumentParser:
+_DEPLOY = {
+    "provision": ("make a federation: certificates, keys, one bundle per device", "provision"),
+    "server": ("serve a federation: rounds with devices, over TLS", "server_cli"),
+    "client": ("take part in a federation, on a device", "device"),
+    "doctor": ("what this machine has and lacks for each role", "doctor"),
+}
+"""Commands of ``fedge.deploy``: what they do, and the module that has their options and runs them."""
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """All commands; of those in ``_DEPLOY`` only ``command`` has its options: nothing else is loaded."""
     parser = _Parser(prog="fedge", description="Federated learning for edge devices.")
     parser.add_argument("--version", action="version", version=f"fedge {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -79,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_data(commands)
     _add_bench(commands)
+    for name, (text, module) in _DEPLOY.items():
+        one = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == command:
+            loaded = import_module(f"fedge.deploy.{module}")
+            loaded.add_arguments(one)
+            one.set_defaults(run=loaded.run)
     return parser
 
 
@@ -123,7 +152,10 @@ def _add_data(commands: Any) -> None:
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     text = "one data set into one file per client, as devices would hold it"
     split = kinds.add_parser("split", help=text, description=text.capitalize() + ".")
-    split.add_argument("data", metavar="DATA", help="an .npz file, or 'watch'")
+    split.add_argument("data", metavar="DATA", help="an .npz file, or 'watch' or 'digits'")
+    split.add_argument("--task", default="activity", metavar="NAME", help="what is learned from it")
+    split.add_argument("--target", default="y", metavar="ARRAY", help="which array is to be learned")
+    split.add_argument("--normal", default="", metavar="RULE", help="anomalies: such as 'rul > 100'")
     split.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     split.set_defaults(run=_split)
 
@@ -200,7 +232,13 @@ def _report(options: argparse.Namespace) -> None:
 def _split(options: argparse.Namespace) -> None:
     from fedge.data.export import split_to_files
 
-    for client, path, windows in split_to_files(options.data, options.out):
+    target = _TARGETS.get(options.task)
+    if target is None:
+        raise InputError(f"--task: unknown task {options.task!r}; known: {', '.join(_TARGETS)}")
+    written = split_to_files(
+        options.data, options.out, target=target, key=options.target, normal=options.normal
+    )
+    for client, path, windows in written:
         print(f"{client}: {windows} windows in {path}")  # noqa: T201
 
 

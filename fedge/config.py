@@ -4,6 +4,7 @@ A scenario is a TOML file with one table per section here. ``--set section.key=v
 Settings of a device are not here: they belong to the device, and a server can never set them.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -327,6 +328,24 @@ def load_config(
     config = _parse(Config, raw | {"scenario": name}, "")
     _check(config)
     return config
+
+
+def config_text(config: Config) -> str:
+    """All settings as one string (JSON): what a resumed run is compared with, and what travels."""
+    raw = config.to_dict()
+    for link in ("uplink", "downlink"):
+        raw[link] = {"codec": raw[link]["codec"], **raw[link]["settings"]}
+    return json.dumps(raw, sort_keys=True)
+
+
+def config_from(text: str) -> Config:
+    """What ``config_text`` wrote.
+
+    Raises:
+        ConfigError: a key or value is not known.
+    """
+    raw = json.loads(text)
+    return load_config(None, raw, name=raw.pop("scenario"))
 
 
 def scenarios() -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedge.errors import FedgeError, UpdateError
 from fedge.federated import frames
-from fedge.federated.federation import Federation, Traffic, ask, refused, welcomed
+from fedge.federated.federation import Federation, Traffic, ask, available, refused, welcomed
 from fedge.federated.frames import Offer, Verdict
 from fedge.federated.publish import Published, publish_release
 from fedge.federated.state import FederationState
@@ -30,7 +30,12 @@ def release(
         federation.task.metric,
         mean,
     )
-    decisions = _offer(federation, published, welcomed(state, state.clients), number)
+    decisions = _offer(
+        federation,
+        published,
+        welcomed(state, [c for c in available(federation) if c in state.clients]),
+        number,
+    )
     record["release"] = {
         "version": published.version,
         "path": published.path.relative_to(publisher.folder).as_posix(),

@@ -24,6 +24,8 @@ from fedge.seeding import derive
 from fedge.update import Update
 
 _ROUNDING = 1e-9
+_CLEARLY = 2.0
+"""Standard errors by which the judges' gain must exceed 0: with one, every fifth useless candidate passes."""
 
 
 @dataclass(frozen=True)
@@ -291,10 +293,10 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
     """Take the candidate only if it is clearly better.
 
     Its score must not be lower than that of the weights held by more than ``-margin`` (so with a margin of 0
-    it must be at least as high), and the judges' gain in loss must exceed its own standard error, so that one
-    lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on. Every judge has
-    one vote, whatever number of windows it claims; the loss is looked at because on few windows the score
-    moves in large steps. Where the metric is not defined on any judge's windows the loss decides alone.
+    it must be at least as high), and the judges' gain in loss must exceed twice its own standard error, so
+    that one lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on. Every
+    judge has one vote, whatever number of windows it claims; the loss is looked at because on few windows the
+    score moves in large steps. Where the metric is not defined on any judge's windows the loss decides alone.
     """
     scores = dict(sorted(scores.items()))  # the order of arrival would show in the last bit
     if len(scores) < 2:
@@ -316,7 +318,7 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
         if held is not None and candidate is not None
         else True
     )
-    accepted = better and gain > error
+    accepted = better and gain > _CLEARLY * error
     return Judgement(accepted, text, held, candidate)
 
 

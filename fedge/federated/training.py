@@ -18,6 +18,7 @@ from fedge.models.student import forward, scores
 from fedge.tasks import Task, Turning, targets
 
 _EVALUATION_BATCH = 1024
+_TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _LARGEST_NORM = 5.0
 """Gradients are scaled down to this norm: one odd batch cannot throw the student away."""
 
@@ -119,15 +120,18 @@ def outputs(plan: Plan, weights: Weights, x: Tensor, *, quantized: bool) -> NDAr
 def loss_and_score(plan: Plan, task: Task, weights: Weights, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Loss and metric of the int8 student on windows and labels; the metric is NaN where it is not defined.
 
-    The loss of an anomaly task is taken on spoilt windows, always the same ones, since a student that copies
-    its input would have the least on clean ones.
+    Of classes, the loss at the best of some temperatures (Guo et al. 2017): otherwise whoever answers more
+    softly has the lower loss, though it knows less. The loss of an anomaly task is taken on spoilt windows,
+    always the same ones, since a student that copies its input would have the least on clean ones.
     """
     given = torch.from_numpy(outputs(plan, weights, x, quantized=True))
     score = task.score(scores(plan.spec, x, given).numpy(), y.numpy())
     if task.target == "anomaly":
         spoilt = task.augment(x, torch.Generator().manual_seed(0), Turning())
         given = torch.from_numpy(outputs(plan, weights, spoilt, quantized=True))
-    return float(task.loss(given, targets(plan.spec, x, y))), score
+    wanted = targets(plan.spec, x, y)
+    temperatures = _TEMPERATURES if task.target == "class" else (1.0,)
+    return min(float(task.loss(given / t, wanted)) for t in temperatures), score
 
 
 def answers(plan: Plan, weights: Weights, x: Tensor, *, quantized: bool) -> NDArray[np.float32]:

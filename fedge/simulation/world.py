@@ -12,7 +12,7 @@ import torch
 from flwr.app import Context
 
 from fedge import plugins
-from fedge.config import Config, Fleet, load_config, redistils
+from fedge.config import Config, Fleet, config_from, config_text, load_config, redistils
 from fedge.data import load
 from fedge.data.partition import lacking, missing_classes, skewed
 from fedge.data.roles import assign_roles
@@ -291,9 +291,7 @@ def mean(values: list[float]) -> float:
 def config_of(run_config: Mapping[str, Any]) -> Config:
     """The settings in Flower's run config: all of them as JSON, or a scenario with dotted overrides."""
     if CONFIG in run_config:
-        raw = json.loads(str(run_config[CONFIG]))
-        scenario = raw.pop("scenario")
-        return load_config(None, raw, name=scenario)
+        return config_from(str(run_config[CONFIG]))
     overrides = {k: v for k, v in run_config.items() if k not in ("scenario", "out")}
     return load_config(str(run_config.get("scenario", "watch")), overrides)
 
@@ -305,10 +303,7 @@ def _cached_world(run_config: str) -> World:
 
 def to_run_config(config: Config) -> str:
     """The settings as one string for Flower's run config."""
-    raw = config.to_dict()
-    for link in ("uplink", "downlink"):
-        raw[link] = {"codec": raw[link]["codec"], **raw[link]["settings"]}
-    return json.dumps(raw, sort_keys=True)
+    return config_text(config)
 
 
 def device_of(context: Context) -> Device:

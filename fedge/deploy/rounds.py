@@ -1,0 +1,246 @@
+"""The work of a deployed federation: prepare once, then rounds, from wherever the journal stands.
+
+It is what a run does (``server_app``). A run is disposable, this is not: the journal in the state directory
+holds what has been completed, and the next run goes on from there. The server has its own data only; scores
+are what clients say of themselves.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedge import plugins
+from fedge.config import Config, config_from, config_text, redistils
+from fedge.data import load
+from fedge.data.roles import assign_roles
+from fedge.data.types import Dataset, Windows
+from fedge.deploy.deployment import Deployment
+from fedge.deploy.federation import REGISTRY, Federation
+from fedge.deploy.registry import Registry
+from fedge.deploy.status_file import About, Status
+from fedge.errors import ConfigError, DataError, PayloadError, SetupError
+from fedge.federated.federation import Federation as Rounds
+from fedge.federated.journal import Journal
+from fedge.federated.prepare import Prepared, ServerData, pack_prepared, prepare, unpack_prepared
+from fedge.federated.publish import Publisher
+from fedge.federated.server import run_rounds
+from fedge.federated.state import FederationState
+from fedge.flower.grid_clients import GridClients
+from fedge.flower.robust import robust
+from fedge.observe import JsonlSink, Observer, Tee, Terminal
+from fedge.signing import load_key
+from fedge.tasks import Task
+
+JOURNAL, METRICS = "journal.sqlite", "metrics.jsonl"
+RELEASE_KEY = "release.key"
+
+_DEADLINE = 600.0  # seconds, where the settings give none: a device that hangs must not stop the others
+
+
+class Enrolled(Mapping[str, bytes]):
+    """The signing keys of the enrolled clients, as the registry says now."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._registry = Registry.load(path)
+
+    def registry(self) -> Registry:
+        """Read again if it has changed; what was known, if it cannot be read."""
+        with suppress(SetupError):
+            self._registry = Registry.load(self._path, self._registry)
+        return self._registry
+
+    def __getitem__(self, name: str) -> bytes:
+        member = self.registry().members[name]
+        if member.revoked:
+            raise KeyError(name)
+        return member.signing
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([m.name for m in self.registry().members.values() if not m.revoked])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def run(clients: GridClients, deployment: Deployment) -> None:
+    """All rounds that are left.
+
+    Raises:
+        InputError: settings, data or the state directory cannot be used.
+    """
+    config = for_deployment(config_from(str(deployment.settings["config"])))
+    federation = Federation.load(deployment.server)
+    enrolled = Enrolled(deployment.server / REGISTRY)
+    with (
+        _Told(deployment.state / JOURNAL) as journal,
+        JsonlSink(deployment.state / METRICS) as sink,
+    ):
+        bind(journal, config, federation.id)
+        task: Task = plugins.load("task", config.task).TASK
+        names = (federation.id, federation.name, config.scenario, config.task, task.metric)
+        status = Status(deployment.state, About(*names, planned=config.rounds.rounds))
+        journal.show(status)
+        observer = Tee(Terminal(), sink, status)
+        dataset = read_data(config, task)
+        data = server_data(config, dataset)
+        prepared = _prepared(config, task, data, dataset, federation.id, journal, observer)
+        publisher = Publisher(
+            folder=deployment.state,
+            key=load_key(deployment.server / RELEASE_KEY),
+            classes=dataset.classes,
+            channels=dataset.channels,
+            samples=data.labelled.x,
+        )
+        run_rounds(
+            Rounds(
+                config=config,
+                task=task,
+                prepared=prepared,
+                clients=clients,
+                enrolled=enrolled,
+                publisher=publisher,
+                journal=journal,
+                observer=observer,
+                score=lambda _weights: {},
+                present=_looked_at(clients, enrolled, status),
+                tags={m.name: m.tags for m in enrolled.registry().members.values()},
+                robust=robust(config),
+            )
+        )
+
+
+def _looked_at(
+    clients: GridClients, enrolled: Collection[str], status: Status
+) -> Callable[[], Collection[str]]:
+    """Who can be asked now, shown in ``status`` at each look."""
+
+    def look() -> Collection[str]:
+        there = clients.ids()
+        status.there([c for c in there if c in enrolled], len(enrolled))
+        return there
+
+    return look
+
+
+def for_deployment(config: Config) -> Config:
+    """With a deadline and at least one update a round, where the settings leave these open."""
+    rounds = config.rounds
+    rounds = replace(
+        rounds, deadline_seconds=rounds.deadline_seconds or _DEADLINE, least=max(1, rounds.least)
+    )
+    return replace(config, rounds=rounds)
+
+
+def read_data(config: Config, task: Task) -> Dataset:
+    """The server's own data.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+    settings = config.data
+    return load(
+        settings.source,
+        window=settings.window,
+        step=settings.step,
+        target=task.target,
+        key=settings.target,
+        normal=settings.normal,
+    )
+
+
+def server_data(config: Config, dataset: Dataset) -> ServerData:
+    """What the server learns from: of a built-in data set its part, of a file everything in it.
+
+    Raises:
+        ConfigError: ids that nobody has.
+        DataError: nothing to learn from.
+    """
+    settings, everyone = config.data, dataset.clients
+    names = list(everyone)
+    if settings.server_clients or settings.source in ("watch", "digits"):
+        roles = assign_roles(names, settings.server_clients, settings.unseen_clients)
+        names = list(roles.server)
+    judges: list[str] = []
+    if redistils(config) and config.redistill.judge == "server":
+        wanted = config.redistill.judge_clients
+        judges = [c for c in names if c in wanted] or names[-max(2, len(names) // 4) :]
+        if len(judges) >= len(names):
+            raise ConfigError(
+                "redistill.judge = 'server' holds back all of the server's clients; give it more"
+            )
+    labelled = Windows.joined([everyone[c] for c in names if c not in judges]).to_train_on()
+    if len(labelled) < 2:
+        raise DataError("the server's own data hold fewer than two windows to learn from")
+    return ServerData(labelled, None, {c: everyone[c].to_train_on() for c in judges})
+
+
+def _prepared(
+    config: Config,
+    task: Task,
+    data: ServerData,
+    dataset: Dataset,
+    federation: str,
+    journal: Journal,
+    observer: Observer,
+) -> Prepared:
+    """From the journal, or made now and put there."""
+    if (saved := journal.stage("prepared")) is not None:
+        try:
+            return unpack_prepared(saved, config, task, data)
+        except (PayloadError, KeyError, ValueError, RuntimeError) as error:
+            raise journal.damaged(error) from None
+    made = prepare(config, task, data, len(dataset.classes), dataset.channels, observer)
+    made = replace(made, plan=replace(made.plan, federation=federation))
+    journal.set_stage("prepared", pack_prepared(made))
+    return made
+
+
+def bind(journal: Journal, config: Config, federation: str) -> None:
+    """Tie a journal to a federation and its settings, or check that it is tied to them.
+
+    Raises:
+        SetupError: it belongs to another federation, or other settings were given than it began with.
+    """
+    mine = {"federation": federation, "config": config_text(config)}
+    for key, what in (("federation", "another federation"), ("config", "other settings")):
+        saved = journal.meta(key)
+        if saved is not None and saved != mine[key]:
+            raise SetupError(f"the state directory belongs to {what}; name another with --state")
+        if saved is None:
+            journal.set_meta(key, mine[key])
+
+
+class _Told(Journal):
+    """A journal that tells ``status.json`` of each round once it is committed."""
+
+    status: Status | None = None
+
+    def commit_round(self, number: int, record: Mapping[str, Any], state: bytes) -> None:
+        """As in any journal, and tell."""
+        super().commit_round(number, record, state)
+        if self.status is not None:
+            self.status.committed(record, FederationState.from_bytes(state).clients)
+
+    def show(self, status: Status) -> None:
+        """From now on in ``status``, which is brought to where this journal stands."""
+        try:
+            saved = self.state()
+            status.resume(0 if saved is None else FederationState.from_bytes(saved).round, self.rounds)
+        except PayloadError as error:
+            raise self.damaged(error) from None
+        self.status = status
+
+
+def check(config: Config) -> None:
+    """Find out before anything is started whether settings and data can be used.
+
+    Raises:
+        InputError: they cannot.
+    """
+    task: Task = plugins.load("task", config.task).TASK
+    data = server_data(config, read_data(config, task))
+    if task.target == "class" and len(set(data.labelled.y.tolist())) < 2:
+        raise DataError("the server's own data hold one class only; a teacher needs two")
