@@ -1,10 +1,10 @@
 """Adding updates up as they come: exact and at once, or kept for an aggregation that needs all of them."""
 
 from fedge.errors import UpdateError
-from fedge.federated.checks import as_update
+from fedge.federated.checks import as_term
 from fedge.federated.coding import Weights
 from fedge.federated.federation import Federation
-from fedge.update import Update
+from fedge.update import Sum, Update
 
 
 class Adder:
@@ -17,7 +17,7 @@ class Adder:
 
     def __init__(self, federation: Federation, version: int) -> None:
         self._federation, self._version = federation, version
-        self._sum: Update | None = None
+        self._sum = Sum(version)
         self._kept: dict[str, tuple[Weights, int]] = {}
 
     def add(self, client: str, change: Weights, weight: int) -> None:
@@ -27,9 +27,9 @@ class Adder:
             UnsoundError: so large that the sum could overflow.
             UpdateError: as many are kept as may be.
         """
-        update = as_update(change, weight, self._version)
+        term = as_term(change, weight)
         if self._federation.robust is None:
-            self._sum = update if self._sum is None else self._sum + update
+            self._sum.add(term)
             return
         most = self._federation.config.rounds.robust_most
         if len(self._kept) >= most:
@@ -40,7 +40,9 @@ class Adder:
         """What the round comes to; ``None`` where no update came."""
         robust = self._federation.robust
         if robust is None or not self._kept:
-            return self._sum
+            return self._sum.update()
         kept = [self._kept[client] for client in sorted(self._kept)]
         weights = [weight for _, weight in kept]
-        return as_update(robust([change for change, _ in kept], weights), sum(weights), self._version)
+        whole = Sum(self._version)
+        whole.add(as_term(robust([change for change, _ in kept], weights), sum(weights)))
+        return whole.update()

@@ -16,7 +16,7 @@ from fedge.federated.federation import Federation
 from fedge.federated.frames import Hello, Train, Trained
 from fedge.metrics import RANGES
 from fedge.signing import verify
-from fedge.update import Update
+from fedge.update import Term
 
 MOST_WINDOWS = 1_000_000
 """Largest weight of one update: a client that claims more windows is refused."""
@@ -83,13 +83,13 @@ def sound_change(trained: Trained, federation: Federation, uplink: Codec) -> tup
     return change, min(trained.weight, rounds.max_weight)
 
 
-def as_update(change: Weights, weight: int, version: int) -> Update:
+def as_term(change: Weights, weight: int) -> Term:
     """An update that can be added up.
 
     Raises:
         UnsoundError: so large that a sum could overflow.
     """
     try:
-        return Update.of(change, weight, version)
+        return Term.of(change, weight)
     except UpdateError as error:
         raise UnsoundError(str(error)) from None

@@ -1,7 +1,9 @@
 """Between global weights and payloads: which weights are alive, snapshots, and the codecs of a plan."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +45,11 @@ class Support:
 
     def shapes(self) -> dict[str, tuple[int]]:
         """Shapes of the gathered arrays."""
+        return dict(self._shapes)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int]]:
+        """Counted once: the server asks for every update."""
         return {name: (int(alive.sum()),) for name, alive in self.alive.items()}
 
     def gather(self, weights: Weights) -> Arrays:
@@ -91,7 +98,7 @@ def _settings(module: ModuleType, coding: Coding) -> Any:
 
 def limits(shapes: Shapes, max_abs: float = LARGEST_WEIGHT) -> Limits:
     """What may come out of a payload for arrays of these shapes: at most 8 bytes an entry come in."""
-    entries = sum(int(np.prod(s)) for s in shapes.values())
+    entries = sum(math.prod(s) for s in shapes.values())
     return Limits(shapes, max_bytes=min(_LARGEST_PAYLOAD, 1024 + 8 * entries), max_abs=max_abs)
 
 

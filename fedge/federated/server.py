@@ -265,7 +265,11 @@ def _collect(
         outcome.own_scores[client] = trained.score
         if trained.judged is not None and client in judges:
             outcome.scores[client] = trained.judged
-    outcome.total = adder.total()
+    try:
+        outcome.total = adder.total()
+    except UpdateError as error:  # too few for a robust mean: then none of them counts
+        federation.observer.event("warning", text=f"round {number}: {error}")
+        outcome.counted.clear()
     return outcome
 
 

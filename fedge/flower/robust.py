@@ -60,7 +60,7 @@ def _bulyan(changes: list[Weights], hostile: int) -> Weights:
 def _trimmed(changes: list[Weights], hostile: int) -> Weights:
     """Entry by entry, the mean without the ``f`` largest and the ``f`` smallest."""
     _check_enough(len(changes), 2 * hostile + 1, "trimmed_mean")
-    cut = (hostile + 0.5) / len(changes)  # of which Flower takes the whole number below
+    cut = (hostile + 0.25) / len(changes)  # of which Flower takes the whole number below
     return {
         name: np.asarray(trim_mean(np.stack([c[name] for c in changes]), cut), np.float32)
         for name in changes[0]
