@@ -148,6 +148,12 @@ class Rounds:
     over_select: float = _setting(
         1.0, "clients asked for each update that is wanted; the fastest count", 1, 10
     )
+    late: str = _setting(
+        "drop",
+        "answers that come after their round: not counted, or counted less the later they are",
+        among=("drop", "count"),
+    )
+    late_rounds: int = _setting(5, "rounds for which a late answer is still counted", 1, 1000)
     attempts: int = _setting(0, "times that a round is tried before the run ends; 0: for ever", 0, 1_000_000)
     pause_seconds: float = _setting(5.0, "between two attempts", 0, 1e6)
     tags: tuple[str, ...] = _setting((), "only clients with one of these tags take part; empty: all")

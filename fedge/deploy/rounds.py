@@ -73,6 +73,7 @@ def run(clients: GridClients, deployment: Deployment) -> None:
     """
     config = for_deployment(config_from(str(deployment.settings["config"])))
     federation = Federation.load(deployment.server)
+    clients.keep_late(config.rounds.deadline_seconds if config.rounds.late == "count" else None)
     enrolled = Enrolled(deployment.server / REGISTRY)
     with (
         _Told(deployment.state / JOURNAL) as journal,
@@ -118,8 +119,8 @@ def _looked_at(
     """Who can be asked now, shown in ``status`` at each look."""
 
     def look() -> Collection[str]:
-        there = clients.ids()
-        status.there([c for c in there if c in enrolled], len(enrolled))
+        there, members = clients.ids(), set(enrolled)
+        status.there(members.intersection(there), len(members))
         return there
 
     return look

@@ -34,7 +34,7 @@ def check_hello(client: str, answer: bytes | FedgeError, challenge: bytes, feder
     if not isinstance(hello, Hello):
         raise UpdateError("answered a welcome with something else")
     parts = (federation.prepared.plan.federation.encode(), client.encode(), challenge)
-    verify(federation.enrolled[client], hello.signature, HELLO, *parts)
+    verify(_key(client, federation), hello.signature, HELLO, *parts)
 
 
 def check_trained(client: str, answer: bytes | FedgeError, task: Train, federation: Federation) -> Trained:
@@ -50,7 +50,7 @@ def check_trained(client: str, answer: bytes | FedgeError, task: Train, federati
     if not isinstance(trained, Trained) or trained.round != task.round:
         raise UpdateError(f"answered something else than round {task.round}")
     parts = signed_parts(federation.prepared.plan.federation, client, task.lineage, trained)
-    verify(federation.enrolled[client], trained.signature, UPDATE, *parts)
+    verify(_key(client, federation), trained.signature, UPDATE, *parts)
     if trained.weight > MOST_WINDOWS:
         raise UnsoundError(f"claims {trained.weight} windows; at most {MOST_WINDOWS} count")
     if trained.judged is not None and not 0 < trained.judged.windows <= MOST_WINDOWS:
@@ -93,3 +93,10 @@ def as_term(change: Weights, weight: int) -> Term:
         return Term.of(change, weight)
     except UpdateError as error:
         raise UnsoundError(str(error)) from None
+
+
+def _key(client: str, federation: Federation) -> bytes:
+    """The public key that a client is enrolled with now: it may have been revoked since it was asked."""
+    if (key := federation.enrolled.get(client)) is None:
+        raise UpdateError("is not enrolled any more")
+    return key

@@ -21,6 +21,11 @@ Score = Callable[[Weights], Mapping[str, Any]]
 Only a simulation can look at everyone's data from outside; elsewhere this gives an empty mapping.
 """
 
+
+class NotYetError(FedgeError):
+    """No answer so far; it may still come."""
+
+
 Robust = Callable[[list[Weights], list[int]], Weights]
 
 Answers = Iterator[tuple[str, bytes | FedgeError]]
@@ -107,9 +112,16 @@ def available(federation: Federation) -> list[str]:
 
 
 def ask(
-    federation: Federation, tasks: Mapping[str, bytes], traffic: Traffic, enough: int | None = None
+    federation: Federation,
+    tasks: Mapping[str, bytes],
+    traffic: Traffic,
+    enough: int | None = None,
+    late: Collection[str] = (),
 ) -> Answers:
-    """``clients.ask`` with the settings' deadline, with every byte counted."""
+    """``clients.ask`` with the settings' deadline, with every byte counted.
+
+    ``late`` clients have no task now; an answer of theirs to an earlier one is passed on.
+    """
     if not tasks:
         return
     deadline = federation.config.rounds.deadline_seconds or None
@@ -119,7 +131,7 @@ def ask(
     unlimited = deadline is None and enough is None
     clients = federation.clients
     for client, answer in clients.ask(tasks) if unlimited else clients.ask(tasks, deadline, enough):
-        if client not in tasks or client in answered:
+        if (client not in tasks and client not in late) or client in answered:
             continue
         answered.add(client)
         if isinstance(answer, bytes):

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import count
 from typing import Any
 
+from fedge.codec import Codec
 from fedge.config import Config
 from fedge.errors import FedgeError, PayloadError, SetupError, UpdateError
 from fedge.federated import frames, lessons
@@ -24,6 +25,7 @@ from fedge.federated.coding import Weights, build_codec, snapshot_step
 from fedge.federated.federation import (
     Clients,
     Federation,
+    NotYetError,
     Score,
     Traffic,
     ask,
@@ -31,7 +33,7 @@ from fedge.federated.federation import (
     refused,
     welcomed,
 )
-from fedge.federated.frames import Scores, Step, Welcome
+from fedge.federated.frames import Scores, Step, Train, Trained, Welcome
 from fedge.federated.lineage import begin
 from fedge.federated.offer import release
 from fedge.federated.optimizer import OPTIMIZERS
@@ -43,12 +45,14 @@ from fedge.federated.strategy import (
     choose_members,
     close_round,
     delivered,
+    discounted,
     eligible,
     enrolled,
     judge,
     learning_rate,
     marked,
     needed,
+    settled_late,
     task_for,
     wanted,
 )
@@ -103,6 +107,8 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
         prepared.support,
         federation.downlink,
     )
+    counted_late = [c for c, weight in outcome.late.items() if weight]
+    state = settled_late(config, state, outcome.late, counted_late, outcome.missing)
     if number == config.rounds.rounds:
         state = _deliver(state, federation, traffic)
     record = outcome.record(number, traffic, initial, federation.score(state.weights))
@@ -124,8 +130,9 @@ def _attempts(
     """Ask until enough updates count; whoever has answered is asked again and has its answer ready."""
     config, initial, kept = federation.config, Traffic(), set[str]()
     for attempt in count():
-        state = enrolled(state, federation.enrolled)
-        there = eligible(state, _await(state, federation))
+        there = _await(state, federation)
+        state = enrolled(state, {*federation.enrolled, *there})
+        there = eligible(state, there)
         participants = choose(config, number, there, kept, attempt)
         state, first = _welcome(state, federation, participants, number)
         initial.add(first)
@@ -186,6 +193,8 @@ class Outcome:
         told: clients that took the global weights and gave a sound answer, and the name of what they hold.
         counted: clients whose update is in ``total``.
         lost: clients that said they cannot follow.
+        missing: clients that may still answer: the round, and the version and name of what they hold.
+        late: clients whose answer to an earlier task came; those that counted with their weight.
         unsound: clients whose answer was theirs and could not be taken.
         losses: mean training loss, by client.
         own_scores: score of the weights received on the client's own later windows, by client.
@@ -198,11 +207,23 @@ class Outcome:
     told: dict[str, bytes] = field(default_factory=dict)
     counted: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    missing: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
     unsound: set[str] = field(default_factory=set)
     losses: dict[str, float] = field(default_factory=dict)
     own_scores: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
     members: list[Weights] = field(default_factory=list)
+
+    def take(self, client: str, task: Train, trained: Trained, judges: bool) -> None:
+        """Note a sound answer."""
+        self.told[client] = task.lineage
+        self.own_scores[client] = trained.score
+        if trained.weight > 0:
+            self.counted.add(client)
+            self.losses[client] = trained.loss
+        if trained.judged is not None and judges:
+            self.scores[client] = trained.judged
 
     def record(
         self, number: int, traffic: Traffic, initial: Traffic, scores: Mapping[str, Any]
@@ -213,6 +234,7 @@ class Outcome:
             "participants": len(self.asked),
             "counted": sorted(self.counted),
             "refused": sorted(set(self.asked) - self.told.keys()),
+            "late": {c: weight for c, weight in sorted(self.late.items()) if weight},
             "loss": sum(self.losses.values()) / len(self.losses) if self.losses else None,
             "down": traffic.down,
             "up": traffic.up,
@@ -244,16 +266,18 @@ def _collect(
     tasks = {c: task_for(c, number, state, snapshot, rate, c in judges) for c in welcome}
     uplink, adder = build_codec(federation.prepared.plan.uplink), Adder(federation, state.round)
     sent = {c: frames.encode_task(t) for c, t in tasks.items()}
-    for client, answer in ask(federation, sent, traffic, enough):
+    outcome.missing = {c: (number, t.version, t.lineage) for c, t in tasks.items()}
+    for client, answer in ask(federation, sent, traffic, enough, state.late):
+        if client not in tasks:
+            outcome.late[client] = _late(client, answer, state, federation, adder, uplink, number)
+            continue
+        if not isinstance(answer, NotYetError):
+            del outcome.missing[client]
         try:
             trained = check_trained(client, answer, tasks[client], federation)
             sound = sound_change(trained, federation, uplink)
             if sound is not None:
                 adder.add(client, *sound)
-                outcome.counted.add(client)
-                outcome.losses[client] = trained.loss
-                if client in members:
-                    outcome.members.append(federation.prepared.support.add(state.weights, sound[0]))
         except FedgeError as error:
             if answer is error and isinstance(error, UpdateError):
                 outcome.lost.add(client)
@@ -261,16 +285,41 @@ def _collect(
                 outcome.unsound.add(client)
             refused(federation, client, number, error)
             continue
-        outcome.told[client] = tasks[client].lineage
-        outcome.own_scores[client] = trained.score
-        if trained.judged is not None and client in judges:
-            outcome.scores[client] = trained.judged
+        outcome.take(client, tasks[client], trained, client in judges)
+        if sound is not None and client in members:
+            outcome.members.append(federation.prepared.support.add(state.weights, sound[0]))
     try:
         outcome.total = adder.total()
     except UpdateError as error:  # too few for a robust mean: then none of them counts
         federation.observer.event("warning", text=f"round {number}: {error}")
         outcome.counted.clear()
+        outcome.late.clear()
     return outcome
+
+
+def _late(
+    client: str,
+    answer: bytes | FedgeError,
+    state: FederationState,
+    federation: Federation,
+    adder: Adder,
+    uplink: Codec,
+    number: int,
+) -> int:
+    """Add an answer to an earlier task, for less the later it is; the weight it counted with, or 0."""
+    asked, version, name = state.late[client]
+    task = Train(asked, 0, version, name, (), 0.0, None)
+    try:
+        trained = check_trained(client, answer, task, federation)
+        sound = sound_change(trained, federation, uplink)
+        if sound is None:
+            return 0
+        weight = discounted(sound[1], number - asked)
+        adder.add(client, sound[0], weight)
+    except FedgeError as error:
+        refused(federation, client, number, error)
+        return 0
+    return weight
 
 
 def _members(config: Config, state: FederationState, participants: list[str]) -> set[str]:
@@ -288,7 +337,7 @@ def _snapshot(state: FederationState, federation: Federation) -> Callable[[], St
 def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:
     """After the last round: push the final global weights, without training."""
     snapshot, number = _snapshot(state, federation), state.round + 1
-    welcome = welcomed(state, eligible(state, available(federation)))
+    welcome = welcomed(state, [c for c in eligible(state, available(federation)) if c in state.clients])
     tasks = {c: task_for(c, number, state, snapshot, 0.0, judge=False) for c in welcome}
     done = {}
     for client, answer in ask(federation, {c: frames.encode_task(t) for c, t in tasks.items()}, traffic):

@@ -66,6 +66,7 @@ class FederationState:
         optimizer: the server optimizer's state.
         nudged: whether, in ``gradient`` mode, the judges want the server's step in every round.
         taught: the round after which the teacher last learned from the federation; 0 for never.
+        late: clients whose answer may still come: its round, and the version and name of what they hold.
     """
 
     round: int
@@ -78,6 +79,7 @@ class FederationState:
     optimizer: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     nudged: bool = False
     taught: int = 0
+    late: Mapping[str, tuple[int, int, bytes]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Everything, exact."""
@@ -98,6 +100,7 @@ class FederationState:
             "released": self.released,
             "nudged": self.nudged,
             "taught": self.taught,
+            "late": {c: [number, version, name.hex()] for c, (number, version, name) in self.late.items()},
         }
         arrays: dict[str, NDArray[Any]] = {f"weights/{n}": w for n, w in self.weights.items()}
         arrays |= {f"residual/{n}": np.asarray(r) for n, r in self.residual.items()}
@@ -140,6 +143,7 @@ class FederationState:
             optimizer=below("optimizer/"),
             nudged=meta["nudged"],
             taught=meta["taught"],
+            late={c: (n, v, bytes.fromhex(name)) for c, (n, v, name) in meta["late"].items()},
         )
 
 

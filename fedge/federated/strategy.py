@@ -24,8 +24,6 @@ from fedge.seeding import derive
 from fedge.update import Update
 
 _ROUNDING = 1e-9
-_CLEARLY = 2.0
-"""Standard errors by which the judges' gain must exceed 0: with one, every fifth useless candidate passes."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,41 @@ def needed(config: Config, clients: int) -> int:
 
 
 def eligible(state: FederationState, clients: Collection[str]) -> list[str]:
-    """Those that are not barred in the next round."""
+    """Those that are not barred in the next round, and of whom no late answer is expected."""
     number = state.round + 1
-    return [c for c in clients if state.clients.get(c, ClientRecord()).barred < number]
+    return [
+        c for c in clients if state.clients.get(c, ClientRecord()).barred < number and c not in state.late
+    ]
+
+
+def discounted(weight: int, staleness: int) -> int:
+    """What a late update weighs: ``weight / sqrt(1 + staleness)`` (FedBuff; Nguyen et al. 2022)."""
+    return max(1, round(weight / math.sqrt(1 + staleness)))
+
+
+def settled_late(
+    config: Config,
+    state: FederationState,
+    came: Collection[str],
+    counted: Collection[str],
+    missing: Mapping[str, tuple[int, int, bytes]],
+) -> FederationState:
+    """After a round, whose answer is still expected.
+
+    Args:
+        config: the run's settings.
+        state: after the round.
+        came: clients whose late answer came in it, counted or not.
+        counted: those of them whose update counted: they hold what they held, and their update is settled.
+        missing: clients that have not answered in it: the round, and the version and name of what they hold.
+    """
+    records = dict(state.clients)
+    for client in counted:
+        asked, version, name = state.late[client]
+        records[client] = replace(records[client], version=version, lineage=name, counted=asked)
+    young = {c: e for c, e in state.late.items() if state.round - e[0] < config.rounds.late_rounds}
+    late = {c: entry for c, entry in young.items() if c not in came}
+    return replace(state, clients=records, late={**late, **missing} if config.rounds.late == "count" else {})
 
 
 def marked(
@@ -293,8 +323,8 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
     """Take the candidate only if it is clearly better.
 
     Its score must not be lower than that of the weights held by more than ``-margin`` (so with a margin of 0
-    it must be at least as high), and the judges' gain in loss must exceed twice its own standard error, so
-    that one lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on. Every
+    it must be at least as high), and the judges' gain in loss must exceed its own standard error, so that
+    one lucky judge is not enough. Scores are the judges' own, on windows that nobody trained on. Every
     judge has one vote, whatever number of windows it claims; the loss is looked at because on few windows the
     score moves in large steps. Where the metric is not defined on any judge's windows the loss decides alone.
     """
@@ -318,7 +348,7 @@ def judge(config: Config, scores: Mapping[str, Scores]) -> Judgement:
         if held is not None and candidate is not None
         else True
     )
-    accepted = better and gain > _CLEARLY * error
+    accepted = better and gain > error
     return Judgement(accepted, text, held, candidate)
 
 

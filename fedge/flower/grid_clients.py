@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedge.errors import FedgeError
+from fedge.federated.federation import NotYetError
 from fedge.flower.client_app import IDENTITY
 from fedge.flower.messages import frame_of, with_frame
 
@@ -63,6 +64,7 @@ class GridClients:
         fleet: Fleet | None = None,
         pull: Callable[[Iterable[str]], Iterable[Message]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        late_seconds: float | None = None,
     ) -> None:
         """Find out which client each node of ``grid`` stands for.
 
@@ -72,11 +74,19 @@ class GridClients:
             fleet: knows the nodes; without it, each node of ``grid`` is asked once who it is.
             pull: gets the replies to messages; ``grid.pull_messages`` unless given.
             clock: seconds that only go up.
+            late_seconds: how long answers are still looked for when nobody waits for them any more; a later
+                ``ask`` yields them beside its own. ``None``: not at all.
         """
+        self._late: dict[str, tuple[str, float]] = {}  # message: its client, and when it is given up
+        self._late_seconds = late_seconds
         self._grid, self._clock, self._pull = grid, clock, pull or grid.pull_messages
         self._fleet: Fleet = fleet or _Fixed(sleep)
         if fleet is None:
             self._fleet = _Fixed(sleep, self._identify())
+
+    def keep_late(self, seconds: float | None) -> None:
+        """Look for late answers for so long, or (``None``) not at all."""
+        self._late_seconds = seconds
 
     def ids(self) -> list[str]:
         """The clients that are there."""
@@ -105,17 +115,34 @@ class GridClients:
         while flight.out or flight.absent:
             if (left := end - self._clock()) <= 0:
                 break
-            self._send(flight, tasks, None if deadline is None else left + _LATE)
+            self._send(flight, tasks, None if deadline is None else left + (self._late_seconds or _LATE))
             found = False
+            yield from self._look_late()
             for client, answer in self._look(flight, min(pause, left)):
                 found, good = True, good + isinstance(answer, bytes)
                 yield client, answer
             if enough is not None and good >= enough:
+                self._keep(flight)
                 return
             pause = 0.0 if found else min(max(2 * pause, _SHORTEST), _LONGEST)
             yield from self._given_up(flight, end)
+        self._keep(flight)
         for client in flight.clients():
-            yield client, FedgeError(f"no answer within {deadline:g} s")
+            yield client, NotYetError(f"no answer within {deadline:g} s")
+
+    def _keep(self, flight: _Flight) -> None:
+        """Tasks that nobody waits for any more, but whose answers may still be of use."""
+        if self._late_seconds is not None:
+            until = self._clock() + self._late_seconds
+            self._late |= {message: (client, until) for message, (client, _) in flight.out.items()}
+
+    def _look_late(self) -> Iterator[tuple[str, bytes | FedgeError]]:
+        """Answers to tasks of earlier asks, without waiting."""
+        self._late = {m: (c, until) for m, (c, until) in self._late.items() if until > self._clock()}
+        for reply in self._pull(list(self._late)) if self._late else ():
+            client, _ = self._late.pop(reply.metadata.reply_to_message_id, (None, 0.0))
+            if client is not None and not reply.has_error():
+                yield client, _answer(reply)
 
     def _send(self, flight: _Flight, tasks: Mapping[str, bytes], ttl: float | None) -> None:
         """Tasks to those that have none yet, and to those that are there with another node now."""
