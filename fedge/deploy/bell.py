@@ -180,6 +180,8 @@ class BellServer:
                     self._fetch([c for c in clients if isinstance(c, str)])
         except (OSError, ValueError, PayloadError):
             pass
+        except asyncio.CancelledError:
+            pass  # the process ends; asyncio would print a traceback
         finally:
             self._loops.discard(writer)
             with suppress(OSError):

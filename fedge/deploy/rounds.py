@@ -19,7 +19,8 @@ from fedge.data.types import Dataset, Windows
 from fedge.deploy.deployment import Deployment
 from fedge.deploy.federation import REGISTRY, Federation
 from fedge.deploy.registry import Registry
-from fedge.deploy.status_file import About, Status
+from fedge.deploy.status_file import About
+from fedge.deploy.status_writer import Status
 from fedge.errors import ConfigError, DataError, PayloadError, SetupError
 from fedge.federated.federation import Federation as Rounds
 from fedge.federated.journal import Journal

@@ -14,6 +14,7 @@ from fedge.deploy.children import Log
 from fedge.deploy.deployment import BELL, Deployment
 from fedge.deploy.federation import REGISTRY, Federation
 from fedge.deploy.registry import Registry
+from fedge.deploy.status import serve_status
 from fedge.deploy.supervisor import Plan, supervise
 from fedge.deploy.tls import server_context
 from fedge.errors import SetupError
@@ -39,7 +40,13 @@ def run(options: argparse.Namespace, settings: dict[str, object] | None = None) 
         if wanted is not None:
             _check_free(options.host, wanted)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    return asyncio.run(supervise(_plan(options, port, settings or {})))
+    given = settings or {}
+    return asyncio.run(_serve(_plan(options, port, given), int(str(given.get("status_port", 0)))))
+
+
+async def _serve(plan: Plan, status_port: int) -> int:
+    async with serve_status(plan.deployment.state, status_port):
+        return await supervise(plan)
 
 
 def _plan(options: argparse.Namespace, port: int, settings: dict[str, object]) -> Plan:

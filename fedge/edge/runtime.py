@@ -3,16 +3,18 @@
 import math
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from fedge.edge.screen import screen
 from fedge.errors import DataError, ReleaseError, SetupError
 from fedge.preprocess import Preprocess
 from fedge.release.manifest import MAX_CLASSES, MAX_MODEL_BYTES, MAX_WINDOW
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 INPUT, OUTPUT = "window", "scores"
 _FATAL = 4  # ONNX Runtime's severity above which it writes to standard error; its errors are raised
@@ -123,7 +125,9 @@ def _read(path: Path) -> bytes:
         raise SetupError(f"cannot read the model {path}: {error.strerror}") from error
 
 
-def _open(model: bytes) -> onnxruntime.InferenceSession:
+def _open(model: bytes) -> "onnxruntime.InferenceSession":
+    import onnxruntime  # 20 MB: a device that only trains, and has no release yet, goes without
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -138,7 +142,7 @@ def _open(model: bytes) -> onnxruntime.InferenceSession:
         raise ReleaseError(f"the model does not open in ONNX Runtime: {_first_line(error)}") from error
 
 
-def _sizes(ports: list[onnxruntime.NodeArg], name: str, counts: tuple[int, ...]) -> tuple[int, ...]:
+def _sizes(ports: "list[onnxruntime.NodeArg]", name: str, counts: tuple[int, ...]) -> tuple[int, ...]:
     """The sizes after the batch of a model's only input or output, which must be called ``name``.
 
     ``counts``: how many sizes there may be.

@@ -352,6 +352,8 @@ def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """A round in a few numbers, for the log."""
     down, up = record["down"], record["up"]
+    own = [score for score in record["own_scores"].values() if score is not None]
+    said = sum(own) / len(own) if own else None  # by the clients themselves: all that a deployment has
     return {
         "round": record["round"],
         "seconds": record["seconds"],
@@ -359,6 +361,6 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "uplink": sum(up.values()) / max(1, len(up)),
         "participants": record["participants"],
         "loss": record["loss"],
-        "score_clients": record["scores"].get("clients"),
+        "score_clients": record["scores"].get("clients", said),
         "score_unseen": record["scores"].get("unseen"),
     }
