@@ -192,7 +192,20 @@ def _add_bench(commands: Any) -> None:
         "--only", metavar="PARTS", help="such as modes,int8 (default: all that fit the task)"
     )
     learning.set_defaults(run=_bench_learning)
-    for each in (codec, communication, learning):
+    text = "seconds and bytes of a round with no work, beside stock Flower"
+    round_ = kinds.add_parser("round", help=text, description=text.capitalize() + ".")
+    round_.add_argument("--rounds", type=int, default=60, metavar="N", help="of fedge (default: 60)")
+    round_.add_argument(
+        "--idle-seconds", type=float, default=300.0, metavar="S", help="of idling, at least (default: 300)"
+    )
+    round_.set_defaults(run=_bench_round)
+    text = "updates a second through the server's checks, and its memory"
+    server = kinds.add_parser("server", help=text, description=text.capitalize() + ".")
+    server.add_argument(
+        "--clients", type=int, default=10_000, metavar="N", help="synthetic ones (default: 10,000)"
+    )
+    server.set_defaults(run=_bench_server)
+    for each in (codec, communication, learning, round_, server):
         each.add_argument("--json", action="store_true", help="print one JSON object on the last line")
 
 
@@ -263,6 +276,24 @@ def _bench_learning(options: argparse.Namespace) -> None:
 
     result = learning.run(config, options.seeds, options.folds, options.only)
     _print_bench(result, learning.lines, as_json=options.json)
+
+
+def _bench_round(options: argparse.Namespace) -> None:
+    if options.rounds < 1:
+        raise InputError(f"--rounds {options.rounds}: give at least one")
+    if not 1 <= options.idle_seconds <= 86_400:
+        raise InputError(f"--idle-seconds {options.idle_seconds:g}: give 1 to 86400")
+    from fedge.bench import round as bench
+
+    _print_bench(bench.run(options.idle_seconds, options.rounds), bench.lines, as_json=options.json)
+
+
+def _bench_server(options: argparse.Namespace) -> None:
+    if not 200 <= options.clients <= 1_000_000:
+        raise InputError(f"--clients {options.clients}: give 200 to 1000000")
+    from fedge.bench import server
+
+    _print_bench(server.run(options.clients), server.lines, as_json=options.json)
 
 
 def _print_bench(

@@ -145,6 +145,9 @@ class Rounds:
     )
     quorum: float = _setting(0.0, "the same as a share of the updates that are wanted", 0, 1)
     deadline_seconds: float = _setting(0.0, "how long answers are waited for; 0: until all are there", 0, 1e7)
+    gather_seconds: float = _setting(
+        15.0, "a server that has just started waits so long for clients to come back", 0, 1e6
+    )
     over_select: float = _setting(
         1.0, "clients asked for each update that is wanted; the fastest count", 1, 10
     )

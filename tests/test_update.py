@@ -1,3 +1,4 @@
+import collections
 import random
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedge.errors import UpdateError
-from fedge.update import Update, weights_hash
+from fedge.update import Sum, Term, Update, weights_hash
 
 Named = dict[str, NDArray[np.float32]]
 
@@ -192,3 +193,81 @@ def test_the_hash_does_not_depend_on_the_memory_layout(seed: int) -> None:
     for same in (np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], x.astype(">f4")):
         assert weights_hash({"w": same}) == weights_hash({"w": x})
     assert len(weights_hash({"w": x})) == 8
+
+
+def summed(some: Sequence[tuple[Named, int]], base: int) -> Update:
+    total = Sum(base)
+    for arrays, weight in some:
+        total.add(Term.of(arrays, weight))
+    found = total.update()
+    assert found is not None
+    return found
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.floats(0, 1))
+def test_a_sum_in_place_has_the_bits_of_updates_added_one_by_one(seed: int, n: int, filled: float) -> None:
+    """Whatever share of the entries is zero, and whether that is sent as 0 or as -0."""
+    rng = np.random.default_rng(seed)
+    some = clients(seed, n)
+    for arrays, _ in some:
+        for value in arrays.values():
+            value[rng.random(value.shape) >= filled] = rng.choice([0.0, -0.0])
+    whole, slow = summed(some, 7), added([Update.of(a, w, 7) for a, w in some])
+    assert (whole.weight, whole.base, list(whole.total)) == (slow.weight, 7, list(slow.total))
+    for name, value in slow.total.items():
+        assert whole.total[name].dtype == np.int64
+        assert np.array_equal(whole.total[name], value)
+        assert whole.mean()[name].tobytes() == slow.mean()[name].tobytes()
+
+
+def test_a_sum_of_nothing_is_nothing_and_one_taken_earlier_does_not_change() -> None:
+    total = Sum(0)
+    assert total.update() is None
+    total.add(Term.of({"w": np.ones(2, np.float32)}, 3))
+    early = total.update()
+    total.add(Term.of({"w": np.ones(2, np.float32)}, 3))
+    assert early is not None
+    assert early.total["w"].tolist() == [3 << 32] * 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38, 2.0**30])
+@pytest.mark.parametrize("zeros", [0, 100])
+def test_a_term_is_refused_where_an_update_is(value: float, zeros: int) -> None:
+    arrays = {"v": np.ones(1, np.float32), "w": np.array([value] + [0] * zeros, np.float32)}
+    with pytest.raises(UpdateError, match="'w'"):
+        Term.of(arrays, 1)
+    with pytest.raises(UpdateError, match="weight"):
+        Term.of({"w": np.ones(2, np.float32)}, 0)
+
+
+@pytest.mark.parametrize("zeros", [0, 100])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nothing_of_a_term_that_would_overflow_is_added(sign: int, zeros: int) -> None:
+    total = Sum(0)
+    large = Term.of({"w": np.array([1, sign * 2.0**29.9] + [0] * zeros, np.float32)}, 1)
+    for _ in range(2):
+        total.add(large)
+    before = total.update()
+    with pytest.raises(UpdateError, match="overflows"):
+        collections.deque((total.add(large) for _ in range(3)), maxlen=0)
+    after = total.update()
+    assert before is not None
+    assert after is not None
+    assert after.total["w"][0] == after.weight << 32
+    assert int(after.total["w"][1]) == after.weight * int(before.total["w"][1]) // 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"v": np.ones(2, np.float32)},
+        {"w": np.ones(3, np.float32)},
+        {"w": np.ones((2, 1), np.float32)},
+        {"w": np.ones(1, np.float32), "v": np.ones(1, np.float32)},
+    ],
+)
+def test_terms_of_other_weights_are_never_summed(other: Named) -> None:
+    total = Sum(0)
+    total.add(Term.of({"w": np.ones(2, np.float32)}, 1))
+    with pytest.raises(UpdateError):
+        total.add(Term.of(other, 1))

@@ -5,6 +5,7 @@ holds what has been completed, and the next run goes on from there. The server h
 are what clients say of themselves.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -96,6 +97,8 @@ def run(clients: GridClients, deployment: Deployment) -> None:
             channels=dataset.channels,
             samples=data.labelled.x,
         )
+        look = _looked_at(clients, enrolled, status)
+        _gather(look, enrolled, config.rounds.gather_seconds)
         run_rounds(
             Rounds(
                 config=config,
@@ -107,11 +110,20 @@ def run(clients: GridClients, deployment: Deployment) -> None:
                 journal=journal,
                 observer=observer,
                 score=lambda _weights: {},
-                present=_looked_at(clients, enrolled, status),
+                present=look,
                 tags={m.name: m.tags for m in enrolled.registry().members.values()},
                 robust=robust(config),
             )
         )
+
+
+def _gather(look: Callable[[], Collection[str]], enrolled: Collection[str], seconds: float) -> None:
+    """Wait until everyone is there, or so long: devices come back one by one after a restart, and the first
+    must not run the rounds alone.
+    """
+    end = time.monotonic() + seconds
+    while not set(enrolled) <= set(look()) and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 def _looked_at(
