@@ -62,7 +62,7 @@ class Welcome:
     snapshot: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Train:
     """One round's work for one client.
 
