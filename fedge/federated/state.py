@@ -151,7 +151,8 @@ def _columns(records: Collection[ClientRecord]) -> dict[str, NDArray[Any]]:
     versions = np.fromiter((_UNKNOWN if r.version is None else r.version for r in records), np.int64)
     names = np.frombuffer(b"".join(r.lineage.ljust(HASH_BYTES, b"\0") for r in records), np.uint8)
     sizes = np.fromiter((len(r.lineage) for r in records), np.uint8, len(records))
-    columns = {"version": versions, "lineage": names, "lineage_size": sizes, **numbers}
+    columns: dict[str, NDArray[Any]] = {"version": versions, "lineage": names, "lineage_size": sizes}
+    columns |= numbers
     return {f"clients/{name}": column for name, column in columns.items()}
 
 
