@@ -213,7 +213,7 @@ def decode_reply(frame: bytes) -> Hello | Trained | Verdict:
         reply = _trained(reader)
     elif kind == Kind.RELEASE:
         version, taken, code = reader.varint(), reader.byte(), reader.blob(64)
-        current, candidate, windows = reader.float32(), reader.float32(), reader.varint()
+        current, candidate, windows = reader.score(), reader.score(), reader.varint()
         reply = Verdict(version, taken == 1, _text(code), current, candidate, windows)
     else:
         raise PayloadError(f"unknown kind of reply {kind}")

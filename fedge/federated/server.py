@@ -54,6 +54,7 @@ from fedge.federated.strategy import (
     needed,
     settled_late,
     task_for,
+    waited,
     wanted,
 )
 from fedge.update import Update
@@ -149,6 +150,8 @@ def _attempts(
                 f"where {needed(config, len(there))} are needed; see rounds.least, quorum and attempts"
             )
         state, kept = marked(config, state, (), outcome.unsound), set(outcome.told)
+        if not there:
+            state = waited(state)
         time.sleep(config.rounds.pause_seconds)
     raise AssertionError  # count() does not end
 

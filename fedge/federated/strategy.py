@@ -126,6 +126,15 @@ def marked(
     return replace(state, clients=records)
 
 
+def waited(state: FederationState) -> FederationState:
+    """Every bar one round shorter: where nobody else is there, no round ends that would shorten them."""
+    number = state.round + 1
+    records = {
+        c: replace(r, barred=r.barred - 1) if r.barred >= number else r for c, r in state.clients.items()
+    }
+    return replace(state, clients=records)
+
+
 def enrolled(state: FederationState, clients: Collection[str]) -> FederationState:
     """With a record for each of these clients."""
     new = {c: ClientRecord() for c in clients if c not in state.clients}

@@ -2,6 +2,7 @@ import json
 import math
 import tracemalloc
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -291,3 +292,13 @@ def test_what_is_signed_is_everything_but_the_signature(
 def test_a_key_or_signature_above_its_length_is_refused(made: Hello, limit: int) -> None:
     with pytest.raises(PayloadError, match=f"more than {limit}"):
         decode_reply(encode_reply(made))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["current", "candidate"])
+def test_a_verdict_with_an_infinite_score_is_refused_before_it_reaches_the_journal(
+    name: str, value: float
+) -> None:
+    verdict = replace(Verdict(2, True, "not_worse", 0.5, 0.75, 10), **{name: value})
+    with pytest.raises(PayloadError, match="infinite"):
+        decode_reply(encode_reply(verdict))

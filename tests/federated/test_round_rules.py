@@ -5,7 +5,7 @@ import pytest
 
 from fedge.config import Config, load_config
 from fedge.federated.state import ClientRecord, FederationState
-from fedge.federated.strategy import choose, eligible, enrolled, marked, needed, wanted
+from fedge.federated.strategy import choose, eligible, enrolled, marked, needed, waited, wanted
 
 EVERYONE = [f"c{i:02d}" for i in range(20)]
 
@@ -82,3 +82,13 @@ def test_standing_survives_the_journal() -> None:
     record = ClientRecord(3, b"12345678", 2, 1, 17, 4)
     state = FederationState(3, {"a": np.ones(2, np.float32)}, residual, clients={"x": record})
     assert FederationState.from_bytes(state.to_bytes()).clients == {"x": record}
+
+
+def test_a_federation_of_which_everyone_is_barred_is_not_stuck_for_ever() -> None:
+    config, state = _config("rounds.offences=1", "rounds.barred_rounds=5"), _state()
+    state = marked(config, state, (), EVERYONE)
+    tries = 0
+    while not eligible(state, EVERYONE):
+        state, tries = waited(state), tries + 1
+    assert tries == 6  # this round and the five after it
+    assert all(r.bars == 1 for r in state.clients.values())  # the next one is longer
