@@ -243,7 +243,7 @@ class Redistill:
     proximal: float = _setting(0.0, "weight of half the squared distance to the aggregate", 0, 100)
     members: int = _setting(8, "clients whose reconstructed models join the ensemble, at most", 0, 1000)
     gradient_weight: float = _setting(
-        0.3, "gradient: weight of the server's step beside the mean update", 0, 10
+        1.0, "gradient: weight of the server's step beside the mean update", 0, 10
     )
     gradient_epochs: int = _setting(1, "gradient: passes over the server's data in each round", 1, 100)
     teacher_epochs: int = _setting(

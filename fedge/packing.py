@@ -26,7 +26,7 @@ _DTYPES = {
     "u4": "<u4",
     "u8": "<u8",
 }
-_LARGEST_HEADER = 1 << 26
+_LARGEST_HEADER = 1 << 22
 
 
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:

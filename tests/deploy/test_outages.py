@@ -103,7 +103,9 @@ def test_every_process_may_be_killed_and_the_rounds_go_on(deployed: Deployed, wi
     deployed.check()
     _say(took)
     assert not wide or max(t for times in took.values() for t in times) < READY
-    assert "Traceback" not in (deployed.root / "server.log").read_text()
+    said = (deployed.root / "server.log").read_text().splitlines()
+    # a run whose SuperLink was killed dies of Flower's own error, and may say so; nothing of ours may
+    assert not [line for line in said if "Traceback" in line and " run " not in line]
 
 
 @pytest.mark.full

@@ -237,7 +237,7 @@ def test_int8_says_what_the_student_says(life: tuple[Task, Life]) -> None:
     found = report["score"]
     for who in ("unseen", "clients"):
         unit = abs(found[who]) if task.target == "number" else 1.0
-        assert abs(found[f"{who}_int8"] - found[who]) <= 0.03 * unit
+        assert abs(found[f"{who}_int8"] - found[who]) <= 0.05 * unit  # three of some 60 windows
     assert report["agreement"]["share"] >= 0.97
 
 
