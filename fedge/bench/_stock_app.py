@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedge.federated.file_store import replace_file
+from fedge.durable import replace_file
 
 server_app = ServerApp()
 client_app = ClientApp()

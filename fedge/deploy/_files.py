@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedge.durable import flush_folder
+from fedge.durable import flush_folder, write_new
 from fedge.errors import SetupError
 
 UNFINISHED = ".unfinished-"
@@ -62,7 +62,7 @@ def fill(folder: Path, files: Mapping[str, bytes]) -> None:
         for parent in reversed(path.relative_to(folder).parents):
             (folder / parent).mkdir(mode=0o700, exist_ok=True)
             folders.add(folder / parent)
-        _write(path, content)
+        write_new(path, content)
     for made in sorted(folders, reverse=True):
         flush_folder(made)
 
@@ -123,11 +123,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedge.durable import replace_file
 from fedge.errors import SetupError
-from fedge.federated.file_store import replace_file
 
 CONFIG = "config"
 """The one key of the run config: the path of a ``Deployment``."""

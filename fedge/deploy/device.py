@@ -23,8 +23,9 @@ from fedge.deploy.device_store import LinkStore
 from fedge.deploy.device_words import log_to_stderr, notify
 from fedge.deploy.device_work import DataSource, Round, StopWork, Worker, hold_now
 from fedge.deploy.federation import Enrolment, load_certificate
+from fedge.durable import replace_file
 from fedge.errors import ConfigError, PayloadError, SetupError
-from fedge.federated.file_store import FileStore, replace_file
+from fedge.federated.file_store import FileStore
 from fedge.link.device_end import Identity
 from fedge.link.frames import INSTANCE_BYTES
 

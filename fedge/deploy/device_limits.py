@@ -17,8 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from fedge.durable import replace_file
 from fedge.errors import ConfigError
-from fedge.federated.file_store import replace_file
 from fedge.link.frames import Refused
 
 POWER = Path("/sys/class/power_supply")

@@ -13,9 +13,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedge.durable import flush_folder
+from fedge.durable import flush_folder, replace_file, unfinished
 from fedge.errors import SetupError
-from fedge.federated.file_store import replace_file, unfinished
 from fedge.link.device_end import DeviceDesk
 from fedge.link.frames import DIGEST_BYTES, ID_BYTES, Announced, Place, Refusal, Refused
 from fedge.link.transfer import Arriving, announce

@@ -20,9 +20,8 @@ from fedge.deploy import _files, bundle_file, federation, pki, stock_node
 from fedge.deploy.federation import Enrolment, Federation
 from fedge.deploy.registry import Member, Registry, check_tags
 from fedge.deploy.signing_request import SigningRequest, parse_request
-from fedge.durable import flush_folder
+from fedge.durable import flush_folder, replace_file
 from fedge.errors import PayloadError, RefusedError, SetupError
-from fedge.federated.file_store import replace_file
 from fedge.signing import load_key
 
 

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fedge.deploy import _files, bundle_file, federation, pki, stock_node
 from fedge.deploy.federation import Enrolment
 from fedge.deploy.signing_request import write_request
+from fedge.durable import replace_file
 from fedge.errors import PayloadError, RefusedError, SetupError
-from fedge.federated.file_store import replace_file
 from fedge.signing import SigningKey, fingerprint, load_key
 
 REQUEST = "request.json"

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, TypeVar
 from fedge.deploy.children import Child, Log, Restarts, voice
 from fedge.deploy.deployment import CONFIG, OUTCOME, RUN, VOICE, Deployment, write_app
 from fedge.deploy.run_process import Ended, Run
+from fedge.durable import replace_file
 from fedge.errors import FedgeError, SetupError
-from fedge.federated.file_store import replace_file
 
 if TYPE_CHECKING:
     from fedge.deploy.flower_internals import SuperLink

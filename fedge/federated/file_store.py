@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from fedge.durable import flush_folder
+from fedge.durable import replace_file, unfinished
 from fedge.errors import PayloadError, SetupError
 
 MAX_STATE_BYTES = 1 << 30
@@ -122,27 +122,6 @@ def _content(file: BinaryIO, path: Path, limit: int) -> bytes:
     return content
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, whole or not at all, and flush it to the disk.
-
-    Raises:
-        OSError: it cannot be written; what was there before is still there.
-    """
-    new = unfinished(path)
-    try:
-        _write(new, content)
-        os.rename(new, path)
-    except BaseException:  # a full disk, most likely: give back what was taken
-        new.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
-
-
-def unfinished(path: Path) -> Path:
-    """Where ``replace_file`` writes before it renames. The name starts with a dot."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
 def _lock(path: Path) -> int:
     """An open file with an exclusive lock, which a killed process drops."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -152,15 +131,6 @@ def _lock(path: Path) -> int:
         os.close(handle)
         raise
     return handle
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, and flush it to the disk."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _digest(content: bytes) -> bytes:

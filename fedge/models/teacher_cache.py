@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fedge.durable import flush_folder
+from fedge.durable import replace_file
 
 KEY_BYTES = 32
 
@@ -155,18 +155,7 @@ def _write(path: Path, content: bytes) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".unfinished", dir=path.parent)
-    new = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    except BaseException:  # a full disk, most likely: give back what was taken
-        new.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
+    replace_file(path, content, path.with_name(f".{secrets.token_hex(8)}.unfinished"))
 
 
 def _own_code() -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedge.durable import flush_folder
+from fedge.durable import flush_folder, write_new
 from fedge.errors import ReleaseError, SetupError
 from fedge.release.bundle import Bundle
 from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, parse
@@ -124,12 +124,8 @@ def _locked(releases: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a new file and flush it to the disk."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """A release is for everyone to read."""
+    write_new(path, content, 0o644)
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from fedge.durable import replace_file
 from fedge.errors import PayloadError, SetupError
-from fedge.federated.file_store import replace_file
 from fedge.flower.client_app import IDENTITY
 from fedge.flower.messages import frame_of, with_frame
 

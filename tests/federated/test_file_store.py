@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedge.durable import unfinished
 from fedge.errors import PayloadError, SetupError
 from fedge.federated.client_state import ClientState
-from fedge.federated.file_store import FileStore, read_state, unfinished
+from fedge.federated.file_store import FileStore, read_state
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from federated.build import config_for
 
-from fedge.federated.file_store import FileStore, unfinished
+from fedge.durable import unfinished
+from fedge.federated.file_store import FileStore
 from fedge.flower.client_app import make_client_app
 from fedge.simulation.directory import serve_directory
 from fedge.simulation.world import World, build_world

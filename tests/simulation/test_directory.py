@@ -10,8 +10,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedge.durable import unfinished
 from fedge.errors import FedgeError, PayloadError, RefusedError, SetupError, UpdateError
-from fedge.federated.file_store import FileStore, unfinished
+from fedge.federated.file_store import FileStore
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
 from fedge.federated.server import run_rounds

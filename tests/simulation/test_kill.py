@@ -19,10 +19,11 @@ from federated.build import Fleet, MemoryStore, Recorder, federation_of, fleet_o
 from flwr.app import Message
 
 from fedge import plugins
+from fedge.durable import unfinished
 from fedge.errors import FedgeError
 from fedge.federated.client_state import ClientState, Residual
 from fedge.federated.coding import Weights, build_codec, limits
-from fedge.federated.file_store import read_state, unfinished
+from fedge.federated.file_store import read_state
 from fedge.federated.frames import Train, decode_task
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
