@@ -84,17 +84,20 @@ def _quiet_flower() -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 
-_DEPLOY = {
-    "provision": ("make a federation: certificates, keys, one bundle per device", "provision"),
-    "server": ("serve a federation: rounds with devices, over TLS", "server_cli"),
-    "client": ("take part in a federation, on a device", "device"),
-    "doctor": ("what this machine has and lacks for each role", "doctor"),
+_ELSEWHERE = {
+    "provision": ("make a federation: certificates, keys, one bundle per device", "fedge.deploy.provision"),
+    "server": ("serve a federation: rounds with devices, over TLS", "fedge.deploy.server_cli"),
+    "client": ("take part in a federation, on a device", "fedge.deploy.device"),
+    "doctor": ("what this machine has and lacks for each role", "fedge.deploy.doctor"),
+    "release": ("publish, list, verify, fetch, pin and roll back releases", "fedge.edge.release_command"),
+    "infer": ("answer windows from a file, a folder or a live stream", "fedge.edge.infer_command"),
+    "serve": ("answer windows over HTTP (Open Inference Protocol)", "fedge.serving.command"),
 }
-"""Commands of ``fedge.deploy``: what they do, and the module that has their options and runs them."""
+"""Commands with their options elsewhere: what they do, and the module with ``add_arguments`` and ``run``."""
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """All commands; of those in ``_DEPLOY`` only ``command`` has its options: nothing else is loaded."""
+    """All commands; of those in ``_ELSEWHERE`` only ``command`` has its options: nothing else is loaded."""
     parser = _Parser(prog="fedge", description="Federated learning for edge devices.")
     parser.add_argument("--version", action="version", version=f"fedge {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -102,10 +105,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     _add_report(commands)
     _add_data(commands)
     _add_bench(commands)
-    for name, (text, module) in _DEPLOY.items():
+    for name, (text, module) in _ELSEWHERE.items():
         one = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         if name == command:
-            loaded = import_module(f"fedge.deploy.{module}")
+            loaded = import_module(module)
             loaded.add_arguments(one)
             one.set_defaults(run=loaded.run)
     return parser

@@ -1,0 +1,1 @@
+"""Inference over HTTP and across devices."""
