@@ -245,6 +245,9 @@ class Redistill:
     gradient_weight: float = _setting(
         1.0, "gradient: weight of the server's step beside the mean update", 0, 10
     )
+    gradient_final: float = _setting(
+        0.0, "gradient: share of that weight that is left in the last round; it falls linearly", 0, 1
+    )
     gradient_epochs: int = _setting(1, "gradient: passes over the server's data in each round", 1, 100)
     teacher_epochs: int = _setting(
         0,

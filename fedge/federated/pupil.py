@@ -210,12 +210,29 @@ class Lesson:
         targets: what outputs are compared with, ``[n]`` or ``[n, outputs]``; anything where not labelled.
         labelled: ``[n]`` bool.
         ask: whoever teaches.
+        classes: the lesson is about these classes only, ascending ``[k]``: how likely the others are is left
+            as it is, by leaving their outputs out. None: about all of the outputs.
     """
 
     x: Tensor
     targets: Tensor
     labelled: Tensor
     ask: Ask
+    classes: Tensor | None = None
+
+    def spoken(self, outputs: Tensor) -> Tensor:
+        """Of ``outputs [n, classes]``, those that the lesson is about."""
+        return outputs if self.classes is None else outputs[:, self.classes]
+
+    def asked(self, x: Tensor) -> Answers:
+        """What the teacher says of them."""
+        said = self.ask(x)
+        return Answers(self.spoken(said.outputs), said.features)
+
+    def wanted(self, index: Tensor) -> Tensor:
+        """The targets of these windows, as positions among the classes it is about."""
+        targets = self.targets[index]
+        return targets if self.classes is None else torch.searchsorted(self.classes, targets)
 
 
 def distil_more(
@@ -239,10 +256,10 @@ def distil_more(
 
     def batch_loss(x: Tensor, index: Tensor) -> Tensor:
         seen = features(spec, params, x, numerics)
-        outputs = head(params, seen, numerics)
+        outputs = lesson.spoken(head(params, seen, numerics))
         known = lesson.labelled[index]
-        hard = task.loss(outputs[known], lesson.targets[index[known]]) if known.any() else outputs.sum() * 0
-        value = loss(Answers(outputs, seen), lesson.ask(x), hard)
+        hard = task.loss(outputs[known], lesson.wanted(index[known])) if known.any() else outputs.sum() * 0
+        value = loss(Answers(outputs, seen), lesson.asked(x), hard)
         if proximal > 0:
             value = value + proximal / 2 * sum((params[n] - s).square().sum() for n, s in start.items())
         return value

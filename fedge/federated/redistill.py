@@ -64,9 +64,13 @@ def make_candidate(school: School) -> Step:
 
 
 def server_step(school: School) -> Arrays:
-    """What ``gradient`` mode adds to the mean update, live entries only: a short lesson, weighed."""
-    settings = school.config.redistill
-    weight = np.float32(settings.gradient_weight)
+    """What ``gradient`` mode adds to the mean update, live entries only: a short lesson, weighed.
+
+    The weight falls linearly over the rounds, so that the clients have the last word.
+    """
+    settings, rounds = school.config.redistill, school.config.rounds.rounds
+    done = min(1.0, max(0, school.number - 1) / max(1, rounds - 1))
+    weight = np.float32(settings.gradient_weight * (1 - done * (1 - settings.gradient_final)))
     change = _lesson_change(school, settings.gradient_epochs)
     return {n: weight * c for n, c in school.prepared.support.gather(change).items()}
 
@@ -100,7 +104,22 @@ def _lesson(school: School) -> Lesson:
     known = targets(prepared.plan.spec, prepared.x, prepared.y)
     wanted = torch.cat([known, known.new_zeros((len(more), *known.shape[1:]))])
     labelled = torch.arange(len(wanted)) < len(known)
-    return Lesson(torch.cat([prepared.x, more]), wanted, labelled, teaching_signal(school))
+    return Lesson(torch.cat([prepared.x, more]), wanted, labelled, teaching_signal(school), _known(school))
+
+
+def _known(school: School) -> Tensor | None:
+    """The classes that a lesson can be about: those that the server has windows of.
+
+    Without this, a student that sees no window of a class for a whole lesson learns that there is none. Where
+    an ensemble speaks of unlabelled windows too, any class may be among them.
+    """
+    prepared = school.prepared
+    if school.task.target != "class" or (
+        len(prepared.unlabelled) and school.config.redistill.mode != "teacher"
+    ):
+        return None
+    seen = prepared.y.unique()
+    return seen if 1 < len(seen) < prepared.plan.spec.outputs else None
 
 
 def teaching_signal(school: School) -> Ask:
