@@ -113,12 +113,10 @@ def _known(school: School) -> Tensor | None:
     Without this, a student that sees no window of a class for a whole lesson learns that there is none. Where
     an ensemble speaks of unlabelled windows too, any class may be among them.
     """
-    prepared = school.prepared
-    if school.task.target != "class" or (
-        len(prepared.unlabelled) and school.config.redistill.mode != "teacher"
-    ):
+    prepared, alone = school.prepared, school.config.redistill.mode == "teacher"
+    if school.task.target != "class" or (len(prepared.unlabelled) and not alone):
         return None
-    seen = prepared.y.unique()
+    seen: Tensor = torch.unique(prepared.y)  # type: ignore[no-untyped-call]
     return seen if 1 < len(seen) < prepared.plan.spec.outputs else None
 
 
