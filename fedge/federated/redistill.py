@@ -116,7 +116,7 @@ def _known(school: School) -> Tensor | None:
     prepared, alone = school.prepared, school.config.redistill.mode == "teacher"
     if school.task.target != "class" or (len(prepared.unlabelled) and not alone):
         return None
-    seen: Tensor = torch.unique(prepared.y)  # type: ignore[no-untyped-call]
+    seen: Tensor = torch.unique(prepared.y)
     return seen if 1 < len(seen) < prepared.plan.spec.outputs else None
 
 

@@ -273,6 +273,39 @@ def test_the_servers_step_is_the_lesson_times_its_weight(
         assert not none[name].any()
 
 
+def test_the_servers_step_fades_so_that_the_clients_have_the_last_word(
+    small_world: World, small_prepared: Prepared
+) -> None:
+    last = small_world.config.rounds.rounds
+
+    def size(number: int, final: float, weight: float = 1.0) -> float:
+        settings = {"mode": "gradient", "gradient_weight": weight, "gradient_final": final}
+        change = server_step(_school(small_world, small_prepared, number, **settings))
+        return float(np.sqrt(sum(np.square(c).sum() for c in change.values())))
+
+    assert size(last, 0.0) == 0
+    assert size(last, 0.25) == pytest.approx(size(last, 1.0) / 4, rel=1e-5)
+    assert size(1, 0.0) == pytest.approx(size(1, 1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["teacher", "ensemble", "gradient"])
+def test_a_lesson_says_nothing_of_classes_that_the_server_has_no_window_of(
+    small_world: World, small_prepared: Prepared, mode: str
+) -> None:
+    """Without that, every window that is of another class is a lesson that there is none of the missing."""
+    missing = int(small_prepared.y[0])
+    kept = small_prepared.y != missing
+    lacking = replace(small_prepared, x=small_prepared.x[kept], y=small_prepared.y[kept])
+    full, less = (
+        server_step(_school(small_world, p, 1, mode=mode, proximal=0.0)) for p in (small_prepared, lacking)
+    )
+    support = small_prepared.support
+    full, less = (support.scatter(c) for c in (full, less))
+    # What is left is the decay of weights, which AdamW does by itself.
+    moved, still = (np.abs(c["head.weight"][missing]).max() for c in (full, less))
+    assert still < moved / 20
+
+
 # ----- who teaches: the ensemble
 
 
