@@ -157,6 +157,12 @@ class Rounds:
         among=("drop", "count"),
     )
     late_rounds: int = _setting(5, "rounds for which a late answer is still counted", 1, 1000)
+    buffer: int = _setting(
+        0,
+        "asynchronous: a round ends with so many updates, whenever they were asked for; 0: synchronous",
+        0,
+        1_000_000,
+    )
     attempts: int = _setting(0, "times that a round is tried before the run ends; 0: for ever", 0, 1_000_000)
     pause_seconds: float = _setting(5.0, "between two attempts", 0, 1e6)
     tags: tuple[str, ...] = _setting((), "only clients with one of these tags take part; empty: all")
@@ -275,6 +281,11 @@ class Redistill:
 class Release:
     """Signed models for the devices."""
 
+    precision: str = _setting(
+        "int8",
+        "of the released model; below about 20 k parameters float32 may be as fast: fedge bench edge",
+        among=("int8", "float32"),
+    )
     every: int = _setting(10, "rounds from one release to the next", 1, 1_000_000)
     margin: float = _setting(
         0.02, "how much worse a device's own score may be (gate); of an error, a share of it", 0, 1
@@ -484,9 +495,21 @@ def _check_robust(config: Config) -> None:
         )
 
 
+def _check_buffer(config: Config) -> None:
+    """Refuse asynchronous rounds that contradict other settings."""
+    rounds = config.rounds
+    if rounds.buffer and rounds.late != "count":
+        raise ConfigError(
+            "rounds.buffer waits for updates of any round, so late ones count: rounds.late = 'count'"
+        )
+    if rounds.buffer and rounds.over_select > 1:
+        raise ConfigError("rounds.buffer and rounds.over_select both say when a round ends: give one of them")
+
+
 def _check(config: Config) -> None:
     """Refuse combinations that cannot work, with the reason."""
     _check_robust(config)
+    _check_buffer(config)
     if config.local.final_learning_rate > config.local.learning_rate:
         raise ConfigError(
             f"local.final_learning_rate {config.local.final_learning_rate} is above local.learning_rate "

@@ -34,6 +34,7 @@ LISTS = [(k, s) for k, s in SETTINGS if type(s.default) is tuple and s.metadata[
 WORDS = [(k, s) for k, s in SETTINGS if s.metadata["among"]]
 # What else must be set, so that a value at the end of its range is possible.
 WITH: dict[str, dict[str, Any]] = {
+    "rounds.buffer": {"rounds.late": "count"},
     "local.learning_rate": {"local.final_learning_rate": 1e-6},
     "local.final_learning_rate": {"local.learning_rate": 10.0},
     "data.judge_share": {"redistill.mode": "none"},

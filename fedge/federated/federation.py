@@ -1,5 +1,6 @@
 """What every round of a federation needs, whoever carries its frames, and every byte counted."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,6 +32,13 @@ Robust = Callable[[list[Weights], list[int]], Weights]
 Answers = Iterator[tuple[str, bytes | FedgeError]]
 
 
+_LOOK = 0.5  # seconds between two looks at who is there
+
+
+def _wait() -> None:
+    time.sleep(_LOOK)
+
+
 class Clients(Protocol):
     """Whoever carries frames."""
 
@@ -40,6 +48,7 @@ class Clients(Protocol):
         """Send each client its task; yield answers, or why there is none, as they come in.
 
         Nothing is waited for beyond ``deadline`` seconds from now, nor once ``enough`` answers are there.
+        Where answers to earlier tasks still count, they are yielded too, and are among the ``enough``.
         """
 
 
@@ -73,6 +82,8 @@ class Federation:
         score: scores global weights, for the log.
         present: who can be asked now; ``None``: everyone who is enrolled.
         tags: of each client that has any.
+        sleep: lets so many seconds pass.
+        wait: lets time pass until other clients may be there.
         robust: stands in for the mean: ``(changes, weights) -> change``, live entries; ``None``: the mean.
     """
 
@@ -88,6 +99,8 @@ class Federation:
     present: Callable[[], Collection[str]] | None = None
     tags: Mapping[str, Collection[str]] = field(default_factory=dict)
     robust: Robust | None = None
+    sleep: Callable[[float], None] = time.sleep
+    wait: Callable[[], None] = _wait
 
     @property
     def downlink(self) -> Codec:
@@ -122,7 +135,7 @@ def ask(
 
     ``late`` clients have no task now; an answer of theirs to an earlier one is passed on.
     """
-    if not tasks:
+    if not tasks and not (late and enough is not None):
         return
     deadline = federation.config.rounds.deadline_seconds or None
     for client, frame in tasks.items():

@@ -53,15 +53,13 @@ from fedge.federated.strategy import (
     marked,
     needed,
     settled_late,
+    stop_after,
     task_for,
     waited,
-    wanted,
 )
 from fedge.update import Update
 
 __all__ = ["Clients", "Federation", "Score", "run_round", "run_rounds"]
-
-_LOOK = 0.5  # seconds between two looks at who is there
 
 
 def run_rounds(federation: Federation) -> FederationState:
@@ -137,7 +135,7 @@ def _attempts(
         participants = choose(config, number, there, kept, attempt)
         state, first = _welcome(state, federation, participants, number)
         initial.add(first)
-        enough = wanted(config, len(there)) if config.rounds.over_select > 1 else None
+        enough = stop_after(config, len(there))
         outcome = _collect(state, federation, participants, number, traffic, enough)
         if len(outcome.counted) >= needed(config, len(there)):
             return marked(config, state, outcome.told, outcome.unsound), initial, outcome
@@ -152,7 +150,7 @@ def _attempts(
         state, kept = marked(config, state, (), outcome.unsound), set(outcome.told)
         if not there:
             state = waited(state)
-        time.sleep(config.rounds.pause_seconds)
+        federation.sleep(config.rounds.pause_seconds)
     raise AssertionError  # count() does not end
 
 
@@ -163,7 +161,7 @@ def _await(state: FederationState, federation: Federation) -> list[str]:
         if not told:
             federation.observer.event("waiting", round=state.round + 1, there=len(there), needed=least)
         told = True
-        time.sleep(_LOOK)
+        federation.wait()
     return there
 
 

@@ -71,6 +71,14 @@ def needed(config: Config, clients: int) -> int:
     return max(rounds.least, math.ceil(rounds.quorum * wanted(config, clients)))
 
 
+def stop_after(config: Config, clients: int) -> int | None:
+    """Updates after which a round does not wait for more, of so many clients; ``None``: it waits for all."""
+    rounds = config.rounds
+    if rounds.buffer:
+        return rounds.buffer
+    return wanted(config, clients) if rounds.over_select > 1 else None
+
+
 def eligible(state: FederationState, clients: Collection[str]) -> list[str]:
     """Those that are not barred in the next round, and of whom no late answer is expected."""
     number = state.round + 1

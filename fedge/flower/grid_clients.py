@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -103,8 +104,8 @@ class GridClients:
             tasks: a frame for each client.
             deadline: seconds from now after which nothing is waited for; whoever is missing then is told
                 as an error.
-            enough: answers (errors do not count) after which nothing is waited for; whoever is missing then
-                is not told.
+            enough: answers (errors do not count, answers to earlier tasks do) after which nothing is waited
+                for; whoever is missing then is not told.
         """
         start = self._clock()
         end = math.inf if deadline is None else start + deadline
@@ -112,13 +113,12 @@ class GridClients:
         for client in tasks.keys() - there.keys():
             yield client, FedgeError("no node stands for this client")
         flight, good, pause = _Flight(absent={c: start for c in tasks if c in there}), 0, 0.0
-        while flight.out or flight.absent:
+        while flight.out or flight.absent or (enough is not None and self._late):
             if (left := end - self._clock()) <= 0:
                 break
             self._send(flight, tasks, None if deadline is None else left + (self._late_seconds or _LATE))
             found = False
-            yield from self._look_late()
-            for client, answer in self._look(flight, min(pause, left)):
+            for client, answer in chain(self._look_late(), self._look(flight, min(pause, left))):
                 found, good = True, good + isinstance(answer, bytes)
                 yield client, answer
             if enough is not None and good >= enough:

@@ -125,21 +125,33 @@ class VirtualClients:
             flights.append(self._arrival(client, tasks[client], answer))
         heapq.heapify(flights)
         good = 0
-        while flights and flights[0][0] <= end:
-            when, client, answer = heapq.heappop(flights)
-            yield from self._older(when)
-            self.now = max(self.now, when)
+        while (found := self._next(flights, end, late=enough is not None)) is not None:
+            client, answer = found
             good += isinstance(answer, bytes)
             yield client, answer
             if enough is not None and good >= enough:
                 self._keep(flights)
                 return
         if flights:
-            yield from self._older(end)
             self.now = end
             self._keep(flights)
             for _, client, _ in sorted(flights, key=lambda f: (f[0], f[1])):
                 yield client, NotYetError(f"no answer within {deadline:g} s")
+
+    def _next(
+        self, flights: list[tuple[float, str, bytes | FedgeError]], end: float, *, late: bool
+    ) -> tuple[str, bytes | FedgeError] | None:
+        """What comes next by ``end``; ``late``: answers to earlier tasks are waited for too."""
+        first = flights[0][0] if flights else math.inf
+        older = self._late[0][0] if self._late else math.inf
+        if older <= min(first, end) and (late or flights):
+            found: tuple[float, str, bytes | FedgeError] = heapq.heappop(self._late)
+        elif flights and first <= end:
+            found = heapq.heappop(flights)
+        else:
+            return None
+        self.now = max(self.now, found[0])
+        return found[1:]
 
     def _keep(self, flights: list[tuple[float, str, bytes | FedgeError]]) -> None:
         """Answers that nobody waits for any more, and that may still count."""
@@ -147,13 +159,6 @@ class VirtualClients:
             for when, client, answer in flights:
                 if isinstance(answer, bytes):
                     heapq.heappush(self._late, (when, client, answer))
-
-    def _older(self, until: float) -> Iterator[tuple[str, bytes]]:
-        """Answers to earlier tasks that have come by then."""
-        while self._late and self._late[0][0] <= until:
-            when, client, answer = heapq.heappop(self._late)
-            self.now = max(self.now, when)
-            yield client, answer
 
     def _arrival(
         self, client: str, frame: bytes, answer: bytes | FedgeError

@@ -175,3 +175,20 @@ def test_a_clock_that_was_not_kept_whole_is_refused() -> None:
     for damaged in (b"", b"FP1\0", fleet.to_bytes()[:-3]):
         with pytest.raises(PayloadError):
             fleet.restore(damaged)
+
+
+def test_asynchronous_rounds_wait_for_answers_to_earlier_tasks_too() -> None:
+    """Two updates end a round, whenever they were asked for; nobody's work is lost."""
+    fleet = _fleet({c: _profile(latency=i) for i, c in enumerate("abcd", 1)}, keeps_late=True)
+    first = [c for c, _ in fleet.ask(dict.fromkeys("abcd", TASK), enough=2)]
+    second = [c for c, _ in fleet.ask(dict.fromkeys("ab", TASK), enough=2)]
+    third = [c for c, _ in fleet.ask({}, enough=2)]
+    assert (first, second) == (["a", "b"], ["c", "a"])  # b was asked again, and is on its way
+    assert third == ["d", "b"]
+
+
+def test_rounds_that_are_not_asynchronous_do_not_wait_for_earlier_answers() -> None:
+    fleet = _fleet({"a": _profile(), "b": _profile(latency=40)}, keeps_late=True)
+    list(fleet.ask(dict.fromkeys("ab", TASK), deadline=5.0))
+    assert [c for c, _ in fleet.ask({"a": TASK})] == ["a"]
+    assert fleet.now < 15
