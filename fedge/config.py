@@ -231,6 +231,10 @@ class Fleet:
         (), "instead: speed of the uplinks, dealt likewise; with answer_seconds", 1, 2**40
     )
     answer_seconds: float = _setting(10.0, "how long an answer may take on its uplink", 0.001, 86_400)
+    devices: str = _setting(
+        "", "kinds of devices, in virtual time: phones, gateways, lorawan, 5g or a TOML file; empty: no clock"
+    )
+    start_hour: float = _setting(0.0, "of the first virtual day, when the run begins", 0, 24)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class Federation:
         tags: of each client that has any.
         sleep: lets so many seconds pass.
         wait: lets time pass until other clients may be there.
+        ended: told that a round is over, before it is committed; what it gives is in the round's record.
         robust: stands in for the mean: ``(changes, weights) -> change``, live entries; ``None``: the mean.
     """
 
@@ -101,6 +102,7 @@ class Federation:
     robust: Robust | None = None
     sleep: Callable[[float], None] = time.sleep
     wait: Callable[[], None] = _wait
+    ended: Callable[[int], Mapping[str, Any]] = lambda _number: {}
 
     @property
     def downlink(self) -> Codec:

@@ -116,6 +116,7 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
         federation.observer.event("redistillation", **record["redistillation"])
     state = release(state, federation, number, record)
     state = lessons.redistil(state, federation, outcome.members)
+    record |= federation.ended(number)
     record["seconds"] = round(time.perf_counter() - start, 3)
     federation.journal.commit_round(number, record, state.to_bytes())
     lessons.forget_older_teachers(state, federation)

@@ -26,6 +26,7 @@ from fedge.simulation.flower_internals import own_run
 from fedge.simulation.folder import JOURNAL
 from fedge.simulation.local import LocalGrid
 from fedge.simulation.summary import Run, make_report, write_report
+from fedge.simulation.virtual import VirtualRun
 from fedge.simulation.world import CONFIG, Scorer, World, device_of, to_run_config
 
 WITHOUT = "without-redistillation"
@@ -122,9 +123,11 @@ def live(
         observer=observer,
         score=scorer,
     )
+    if (virtual := VirtualRun.of(world, prepared.plan.spec, federation.clients, journal)) is not None:
+        federation = virtual.drive(federation)
     observer.event("note", text=_initial_line(scorer, prepared))
     state = run_rounds(federation)
-    without = _without_redistillation(federation, out)
+    without = _without_redistillation(federation, world, out)
     with observer.stage("report") as stage:
         run = Run(world, prepared, state, journal.rounds(), without, scorer, out, engine)
         report = make_report(run)
@@ -156,7 +159,7 @@ def _prepared(world: World, journal: Journal, observer: Observer) -> Prepared:
     return prepared
 
 
-def _without_redistillation(federation: Federation, out: Path) -> list[dict[str, Any]] | None:
+def _without_redistillation(federation: Federation, world: World, out: Path) -> list[dict[str, Any]] | None:
     """The same rounds without any re-distillation, if one was accepted; else they are the same rounds."""
     records = federation.journal.rounds()
     if not any(r["redistillation"] and r["redistillation"]["accepted"] for r in records):
@@ -166,7 +169,7 @@ def _without_redistillation(federation: Federation, out: Path) -> list[dict[str,
     folder = out / WITHOUT
     folder.mkdir(exist_ok=True)
     with federation.observer.stage("the same rounds without re-distillation") as stage:
-        with _control(folder, federation, config) as control:
+        with _control(folder, federation, world, config) as control:
             run_rounds(control)
             rounds = control.journal.rounds()
         shutil.rmtree(folder)
@@ -176,7 +179,7 @@ def _without_redistillation(federation: Federation, out: Path) -> list[dict[str,
 
 
 @contextmanager
-def _control(folder: Path, federation: Federation, config: Config) -> Iterator[Federation]:
+def _control(folder: Path, federation: Federation, world: World, config: Config) -> Iterator[Federation]:
     """The federation once more, with clients of its own; they split their data as in the main run."""
     run_config: UserConfig = {CONFIG: to_run_config(federation.config)}
     path = folder / "clients.sqlite"
@@ -185,11 +188,9 @@ def _control(folder: Path, federation: Federation, config: Config) -> Iterator[F
         Journal(folder / JOURNAL) as journal,
         LocalGrid(client_app, len(federation.enrolled), run_config, path) as grid,
     ):
-        yield replace(
-            federation,
-            config=config,
-            clients=GridClients(grid),
-            publisher=None,
-            journal=journal,
-            observer=silent,
+        clients = GridClients(grid)
+        control = replace(
+            federation, config=config, clients=clients, publisher=None, journal=journal, observer=silent
         )
+        virtual = VirtualRun.of(world, federation.prepared.plan.spec, clients, journal)
+        yield control if virtual is None else virtual.drive(control)

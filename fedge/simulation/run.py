@@ -10,6 +10,7 @@ from fedge.report import summary_lines
 from fedge.simulation.folder import JOURNAL, check_fresh, fresh_folder, interrupted_folder
 from fedge.simulation.life import simulate
 from fedge.simulation.torch_settings import repeatable
+from fedge.simulation.virtual import check_fleet
 from fedge.simulation.world import build_world
 
 
@@ -24,6 +25,7 @@ def run(config: Config, wanted: Path | None, *, resume: bool) -> None:
     if not resume:
         check_fresh(wanted)
     world = build_world(config)
+    check_fleet(world)
     out = interrupted_folder(wanted, config.scenario) if resume else fresh_folder(wanted, config.scenario)
     terminal = Terminal()
     with Journal(out / JOURNAL) as journal, JsonlSink(out / "metrics.jsonl") as sink:
