@@ -54,6 +54,9 @@ class Data:
         among=("natural", "skewed", "missing"),
     )
     clients: int = _setting(0, "take only the first so many participants; 0 for all", 0, 1_000_000)
+    later_share: float = _setting(
+        0.25, "share of a client's windows, the last of each class, that it is scored on; 0: of none", 0, 0.9
+    )
     judge_share: float = _setting(0.1, "share of a client's training part kept to judge candidates", 0, 0.5)
     window: int = _setting(128, "samples of a window, where a folder of recordings is cut", 4, 65_536)
     skip_small: bool = _setting(

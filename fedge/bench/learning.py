@@ -193,7 +193,9 @@ class _Bench:
         jobs = {}
         for seed in seeds:
             job = self._job(own, (_OFFICIAL, seed), self.plan.config.student.keep)
-            jobs[seed] = Job(with_roles(job.config, *roles), job.prepared, names)
+            config = with_roles(job.config, *roles)
+            config = replace(config, data=replace(config.data, later_share=0.0))  # nobody else is scored
+            jobs[seed] = Job(config, job.prepared, names)
         self._each("students for the published test set", make_student, jobs)
         return self._each("rounds for the published test set", federate, jobs)
 

@@ -29,6 +29,7 @@ from fedge.federated.training import answers
 from fedge.flower.client_app import ContextStore
 from fedge.seeding import derive, derive_bytes
 from fedge.signing import SigningKey
+from fedge.simulation.torch_settings import repeatable
 from fedge.tasks import Task
 
 CONFIG = "config"
@@ -85,11 +86,11 @@ class World:
 
     def key(self, client: str) -> SigningKey:
         """A participant's signing key. It follows from the seed, so it protects nothing but the protocol."""
-        return SigningKey.from_seed(derive_bytes(self.config.seed, "client key", client))
+        return _key(self.config.seed, "client key", client)
 
     def release_key(self) -> SigningKey:
         """The server's key for releases, likewise."""
-        return SigningKey.from_seed(derive_bytes(self.config.seed, "release key"))
+        return _key(self.config.seed, "release key")
 
     def device(self, partition: int, store: StateStore) -> Device:
         """The device of participant number ``partition``."""
@@ -110,6 +111,12 @@ class World:
         later = {c: self.parts[c].later for c in self.roles.participants}
         unseen = {c: self.dataset.clients[c] for c in self.roles.unseen}
         return {c: w for c, w in {**later, **unseen}.items() if len(w)}
+
+
+@lru_cache(maxsize=1 << 16)
+def _key(seed: int, *purpose: str) -> SigningKey:
+    """Kept, since a client is asked for it in every round."""
+    return SigningKey.from_seed(derive_bytes(seed, *purpose))
 
 
 def uplink_budgets(fleet: Fleet) -> tuple[int, ...]:
@@ -170,7 +177,7 @@ def build_world(config: Config) -> World:
 
 def _part(config: Config, task: Task, client: str, windows: Windows, judge_share: float) -> ClientData:
     """One participant's data, split as that client would."""
-    part = split_client(windows, judge_share=judge_share, target=task.target)
+    part = split_client(windows, config.data.later_share, judge_share, target=task.target)
     if config.data.split == "skewed":
         part = skewed(part, _SKEWED, derive(config.seed, "skewed", client))
     return part
@@ -214,7 +221,7 @@ def _check(world: World) -> None:
         )
     if not any(len(p.train) for p in world.parts.values()):
         raise DataError("no client has a window left to train on after the split; record more per client")
-    if not any(len(p.later) for p in world.parts.values()):
+    if world.config.data.later_share and not any(len(p.later) for p in world.parts.values()):
         raise DataError("no client has a later window left to be scored on; record more per client")
     if min(world.dataset.window[:-1]) < 4:
         raise ConfigError(f"windows of {world.dataset.window[0]} samples are too short; give 4 or more")
@@ -297,8 +304,10 @@ def config_of(run_config: Mapping[str, Any]) -> Config:
 
 
 @lru_cache(maxsize=1)
-def _cached_world(run_config: str) -> World:
-    return build_world(config_of(json.loads(run_config)))
+def _cached_world(settings: str) -> World:
+    """Built once per process, whichever engine started it, with torch set up as everywhere else."""
+    repeatable()
+    return build_world(config_of(json.loads(settings)))
 
 
 def to_run_config(config: Config) -> str:
