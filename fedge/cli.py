@@ -119,7 +119,15 @@ def _add_simulate(commands: Any) -> None:
     simulate = commands.add_parser("simulate", help=text, description=text.capitalize() + ".")
     _add_settings(simulate)
     simulate.add_argument("--clients", type=int, metavar="N", help="only the first N participants")
-    simulate.add_argument("--engine", choices=["local"], default="local", help="what runs the clients")
+    simulate.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="what runs the clients (default: local)"
+    )
+    simulate.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that run the clients; 0: this one does (default: as many as cores)",
+    )
     simulate.add_argument("--seed", type=int, metavar="N", help="everything random follows from it")
     simulate.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: runs/SCENARIO-001)"
@@ -229,11 +237,13 @@ def _config(options: argparse.Namespace, more: Mapping[str, Any]) -> "Config":
 def _simulate(options: argparse.Namespace) -> None:
     if options.clients is not None and options.clients < 1:
         raise InputError(f"--clients {options.clients}: at least one client must take part")
+    if options.workers is not None and not 0 <= options.workers <= 10_000:
+        raise InputError(f"--workers {options.workers}: give 0 to 10000")
     config = _config(options, {"data.clients": options.clients, "seed": options.seed})
 
     from fedge.simulation.run import run
 
-    run(config, options.out, resume=options.resume)
+    run(config, options.out, resume=options.resume, engine=options.engine, workers=options.workers)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,14 +1,15 @@
 """Preprocessing: one standardisation per channel, fitted on the server's data, used everywhere.
 
-It travels inside the release, and :meth:`Preprocess.apply` is the only path from a sensor's units to a
-model's input, in training and on the device. It does three elementwise float32 operations, each of
-which IEEE 754 rounds in one way only, so the server and every device get the same bits.
+:meth:`Preprocess.apply` is the only path from a sensor's units to a model's input in training, and a released
+model has the same operations at the front of its graph (``fedge.compress.export``). They are three
+elementwise float32 operations, each of which IEEE 754 rounds in one way only, so the server and every device
+get the same bits.
 
 What is said of windows ``[n, time, channels]`` holds for images ``[n, height, width, channels]`` too: the
 channels come last here, and first in the model's input.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedge.errors import DataError, PayloadError
 
 MAX_CHANNELS = 1024
 DEFAULT_CLIP = 10.0
-_FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
+NOT_FINITE = "windows must be finite; these hold NaN, infinity or values beyond float32"
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -79,39 +80,6 @@ class Preprocess:
         np.maximum(out, -clip, out=out)
         return np.minimum(out, clip, out=out)
 
-    def into(self, out: NDArray[np.float32]) -> Callable[[NDArray[Any]], None]:
-        """A faster :meth:`apply` for one window at a time, with the same bits.
-
-        Nothing is allocated or broadcast, and one look at the smallest and the largest result (NaN
-        counts as both) replaces the checks and the clipping of a window that needs neither.
-
-        Args:
-            out: ``[1, channels, time]`` or ``[1, channels, height, width]`` float32, contiguous; every
-                call writes its result here.
-
-        Returns:
-            A function of one window ``[1, time, channels]`` or image ``[1, height, width, channels]``;
-            raises ``DataError`` as ``apply`` does. Not for several threads at once.
-        """
-        shape = (1, *out.shape[2:], len(self.mean))
-        mean, scale = (np.ascontiguousarray(np.broadcast_to(v, shape)) for v in (self.mean, self.scale))
-        work = np.empty(shape, np.float32)
-        flat, target, clip = work.reshape(-1), np.moveaxis(out, 1, -1), float(np.float32(self.clip))
-
-        def write(x: NDArray[Any]) -> None:
-            if x.shape == shape and (x.dtype == _FLOAT32 or x.dtype == _UINT8):  # a camera's bytes are exact
-                try:
-                    np.subtract(x, mean, work)
-                    np.divide(work, scale, work)
-                except (RuntimeWarning, FloatingPointError):  # an overflow, where these are errors
-                    work.fill(np.inf)
-                if flat.item(flat.argmin()) >= -clip and flat.item(flat.argmax()) <= clip:
-                    target[...] = work
-                    return
-            self.apply(x, out)
-
-        return write
-
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it; :func:`from_dict` gives back the same bits."""
         return {"mean": self.mean.tolist(), "scale": self.scale.tolist(), "clip": float(self.clip)}
@@ -159,18 +127,37 @@ def from_dict(raw: object) -> Preprocess:
         raise PayloadError(f"preprocessing: {error}") from error
 
 
+def as_float32(x: NDArray[Any]) -> NDArray[np.float32]:
+    """``x`` as float32; what is beyond its range becomes infinity.
+
+    Raises:
+        DataError: ``x`` holds neither floats nor integers.
+    """
+    if x.dtype == np.float32:
+        return x
+    if x.dtype.kind not in "fiu":
+        raise DataError(f"windows must be numbers, not {x.dtype}")
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
+
+
+def check_finite(x: NDArray[np.float32]) -> None:
+    """Check that every value of ``x``, of any shape, is finite.
+
+    Raises:
+        DataError: ``x`` holds NaN or infinity.
+    """
+    if not np.isfinite(x).all():
+        raise DataError(NOT_FINITE)
+
+
 def _windows(x: NDArray[Any], channels: int) -> NDArray[np.float32]:
     """``x`` as float32, after its shape and values have been checked."""
     if x.ndim not in (3, 4) or x.shape[-1] != channels:
         wanted = f"[n, time, {channels}], or images [n, height, width, {channels}]"
         raise DataError(f"windows must be {wanted}; these are {list(x.shape)}")
-    if x.dtype != np.float32:
-        if x.dtype.kind not in "fiu":
-            raise DataError(f"windows must be numbers, not {x.dtype}")
-        with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused below
-            x = x.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise DataError("windows must be finite; these hold NaN, infinity or values beyond float32")
+    x = as_float32(x)
+    check_finite(x)
     return x
 
 

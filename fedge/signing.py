@@ -56,6 +56,10 @@ class SigningKey:
         """The public key: 32 bytes."""
         return self._key.public_key().public_bytes_raw()
 
+    def pem(self) -> bytes:
+        """The private key, unencrypted, as PEM (PKCS 8): what its file holds."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
     def sign(self, purpose: str, *parts: bytes) -> bytes:
         """A signature of 64 bytes over ``purpose`` and ``parts``, in that order."""
         return self._key.sign(signed_bytes(purpose, *parts))
@@ -106,7 +110,7 @@ def save_key(key: SigningKey, path: Path) -> None:
     Raises:
         SetupError: the file exists already, or it cannot be written.
     """
-    pem = key._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem = key.pem()
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:

@@ -69,7 +69,8 @@ def _loaded(*arguments: str) -> set[str]:
     [
         "fedge.edge.runtime",
         "fedge.edge.gate",
-        "fedge.release.store",
+        "fedge.release.repository",
+        "fedge.serving.command",
         "fedge.codec.ternary",
         "fedge.data",
         "fedge.report",

@@ -164,8 +164,8 @@ def _rounds(config: Config, world: World, prepared: Prepared, folder: Path) -> t
 
 def _end(job: Job, world: World, prepared: Prepared, weights: Weights, records: Records) -> End:
     plan, scorer = prepared.plan, Scorer.of(world, prepared.plan)
-    model = export_int8(plan.spec, weights, plan.scales)
-    runtime = Runtime(model, plan.preprocess)
+    model = export_int8(plan.spec, weights, plan.scales, plan.preprocess)
+    runtime = Runtime(model)
     in_float = {c: answers(plan, weights, x, quantized=False) for c, x in scorer.inputs.items()}
     in_int8 = {c: runtime.predict(w.x) for c, w in world.held_out().items()}
     judged = [r["redistillation"] for r in records if r["redistillation"]]
@@ -195,7 +195,8 @@ def _bytes(records: Records, *keys: str) -> int:
 
 
 def _score(summary: Mapping[str, Any]) -> Pair:
-    return Pair(float(summary["unseen"]), float(summary["clients"]))
+    unseen, clients = (float("nan") if summary[w] is None else summary[w] for w in ("unseen", "clients"))
+    return Pair(unseen, clients)
 
 
 def class_accuracy(world: World, given: Answers, classes: Sequence[int]) -> Pair:

@@ -7,6 +7,7 @@ from fedge.data._names import natural_sorted
 from fedge.data._target import check_built_in, check_everyone, check_table, parse_target
 from fedge.data.digits import load_digits
 from fedge.data.folder import is_table, load_folder, load_table
+from fedge.data.kept import is_kept, read_kept
 from fedge.data.npz import read_npz
 from fedge.data.types import Dataset, TargetKind
 from fedge.data.watch import load_watch
@@ -100,10 +101,11 @@ def load_client(
     key: str = "y",
     normal: str = "",
 ) -> Dataset:
-    """A device's own file: a data set with one client, which need not hold every class.
+    """A device's own data: a data set with one client, which need not hold every class.
 
     Args:
-        path: an ``.npz`` file as ``fedge data split`` writes it, or a CSV or Parquet file.
+        path: an ``.npz`` file as ``fedge data split`` writes it, a CSV or Parquet file, or the folder that
+            ``fedge infer --keep`` fills: of this the windows with a label, perhaps none yet.
         classes: names of the classes of the model; a CSV or Parquet file's labels must be among them.
             None: the classes that the file itself names. Empty where the target is a number.
         window: samples in a window; for CSV and Parquet only.
@@ -118,7 +120,10 @@ def load_client(
         SetupError: a package is missing.
     """
     path, wanted = Path(path), parse_target(target, key, normal)
-    if is_table(path):
+    if is_kept(path):
+        check_table(wanted, path)
+        data = read_kept(path, window, target)
+    elif is_table(path):
         check_table(wanted, path)
         data = load_table(path, window, step, classes, target=target)
     else:

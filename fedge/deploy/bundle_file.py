@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from fedge.errors import PayloadError
 
 DEVICE, AUTHORITY, CERTIFICATE, KEY = "device.json", "ca.pem", "client.pem", "client.key"
+ROOT = "root.json"  # of releases: whom the device believes
 SIGNING, NODE, NODE_PUBLIC = "signing.key", "node.key", "node.pub"
-NAMES = (DEVICE, AUTHORITY, CERTIFICATE, KEY, SIGNING, NODE, NODE_PUBLIC)
-REQUIRED = frozenset({DEVICE, AUTHORITY, CERTIFICATE})
+NAMES = (DEVICE, AUTHORITY, CERTIFICATE, ROOT, KEY, SIGNING, NODE, NODE_PUBLIC)
+REQUIRED = frozenset({DEVICE, AUTHORITY, CERTIFICATE, ROOT})
 MAX_FILE_BYTES = 16_384
 MAX_BUNDLE_BYTES = 131_072
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -53,7 +54,7 @@ def _check(entries: list[zipfile.ZipInfo]) -> None:
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names) or not REQUIRED <= set(names) <= set(NAMES):
         raise PayloadError(
-            f"an enrolment bundle holds {', '.join(NAMES[:3])} and keys, each once, nothing else"
+            f"an enrolment bundle holds {', '.join(NAMES[:4])} and keys, each once, nothing else"
         )
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:

@@ -21,7 +21,7 @@ from fedge.deploy.device_limits import ByteAccount, DeviceLimits, Hours, settle_
 from fedge.deploy.device_link import PING, DeviceLink, Server
 from fedge.deploy.device_store import LinkStore
 from fedge.deploy.device_words import log_to_stderr, notify
-from fedge.deploy.device_work import DataSource, Round, StopWork, Worker, hold_now
+from fedge.deploy.device_work import HOME, DataSource, Round, StopWork, Worker, hold_now
 from fedge.deploy.federation import Enrolment, load_certificate
 from fedge.durable import replace_file
 from fedge.errors import ConfigError, PayloadError, SetupError
@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         metavar="X",
         help="how much worse a release may score (0.01)",
+    )
+    parser.add_argument(
+        "--promoted-only", action="store_true", help="take only releases promoted with the offline key"
     )
     _add_limits(parser.add_argument_group("limits of this device"))
 
@@ -110,7 +113,8 @@ def _serve(
 ) -> None:
     enrolment, source = Enrolment.load(bundle), data_source(options)
     key, budget = enrolment.signing_key(), size_of(options.uplink_budget, "--uplink-budget")
-    round_ = Round(enrolment, key, source, store, options.release_margin, budget)
+    home, margin = state / HOME, options.release_margin
+    round_ = Round(enrolment, key, source, store, home, margin, options.promoted_only, budget)
     files = LinkStore(state / "link", LARGEST_TASK)
     desk, held = files.load()
     worker = Worker(round_, files, limits, lambda: hold_now(limits))

@@ -30,6 +30,9 @@ _log = logging.getLogger("fedge.client")
 _LOOK = 60.0  # seconds between two looks at what holds a round up
 _FILES = 10_000
 
+HOME = "model"
+"""In a device's state: the home of its releases, for ``fedge infer``, ``serve`` and ``release``."""
+
 
 class Reports(Protocol):
     """Whom the worker tells; ``DeviceLink`` is one."""
@@ -194,14 +197,16 @@ class DataSource:
 class Round:
     """A client's round on this device: ``client_round`` with the device's own things around it.
 
-    The data are read before the first round, and again when their file changes.
+    The data are read before the first round, and again when their file changes. Releases go to ``home``.
     """
 
     enrolment: Enrolment
     key: SigningKey
     source: DataSource
     store: "StateStore"
+    home: Path
     margin: float
+    promoted_only: bool = False
     uplink_budget: int | None = None
     _stamp: object = None
     _data: "ClientData | None" = None
@@ -210,7 +215,9 @@ class Round:
         """Answer a task; see ``client_round`` for what it raises."""
         import torch
 
+        from fedge.edge.disk import FolderDisk
         from fedge.federated import client
+        from fedge.federated.consider import Releases
         from fedge.seeding import derive
 
         torch.set_num_threads(1)
@@ -220,8 +227,13 @@ class Round:
             key=self.key,
             data=self._windows(frame),
             store=self.store,
-            release_keys=e.release_keys,
-            release_margin=self.margin,
+            releases=Releases(
+                e.root(),
+                self.margin,
+                timed=True,
+                promoted_only=self.promoted_only,
+                disk=FolderDisk(self.home),
+            ),
             seed=derive(0, "device", e.federation, e.name),
             uplink_budget=self.uplink_budget,
         )

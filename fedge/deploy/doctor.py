@@ -105,16 +105,16 @@ def _bundle(folder: Path, now: float) -> list[Finding]:
 
 
 def _server(folder: Path, now: float) -> list[Finding]:
-    from fedge.deploy.federation import Federation, Registry, load_certificate
+    from fedge.deploy.federation import RELEASES, Federation, Registry, load_certificate
     from fedge.deploy.tls import server_context
-    from fedge.signing import load_key
+    from fedge.release.keys import OnlineKeys
 
     roles = ("server",)
     folder = folder / "server" if (folder / "server").is_dir() else folder
 
     def federation() -> Finding:
         own = Federation.load(folder)
-        load_key(folder / "release.key")
+        OnlineKeys.load(folder / RELEASES)
         return Finding("federation", f"{own.name} ({own.id[:8]}), {own.address}", "ok", roles)
 
     def registry() -> Finding:

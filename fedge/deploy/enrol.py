@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 from fedge.deploy import _files, bundle_file, federation, pki, stock_node
 from fedge.deploy.federation import Enrolment, Federation
 from fedge.deploy.registry import Member, Registry, check_tags
 from fedge.deploy.signing_request import SigningRequest, parse_request
 from fedge.durable import flush_folder, replace_file
 from fedge.errors import PayloadError, RefusedError, SetupError
-from fedge.signing import load_key
+from fedge.release import offline as offline_work
+from fedge.release.keys import ONLINE, Keys
+from fedge.signing import SigningKey
+
+_ROOT = "1.root.json"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ class _Open:
         """What signs certificates; a revocation needs none."""
         return federation.authority(self.folder)
 
-    def release_keys(self) -> tuple[bytes, ...]:
-        """Whose releases the devices are to take."""
-        return (load_key(self.folder / federation.SERVER / federation.RELEASE_KEY).public,)
+    def root(self) -> bytes:
+        """The root of trust that devices are enrolled with."""
+        path = self.folder / federation.SERVER / federation.RELEASES / _ROOT
+        return _files.read(path, bundle_file.MAX_FILE_BYTES)
 
 
 def create(
@@ -90,9 +92,10 @@ def create(
     made = Federation.parse(made.encode())
     _check_new(Registry.of([]), devices)
     authority = pki.new_authority(made.id, now)
-    release, release_public = _signing_key()
-    issued = [_issue(made, authority, (release_public,), device, now) for device in devices]
-    files = _server_files(made, authority, release, now, days)
+    releases = _release_files(now)
+    root = releases[f"{federation.SERVER}/{federation.RELEASES}/{_ROOT}"]
+    issued = [_issue(made, authority, root, device, now) for device in devices]
+    files = _server_files(made, authority, now, days) | releases
     files[f"{federation.SERVER}/{federation.REGISTRY}"] = Registry.of(m for _, m in issued).encode()
     for bundle, member in issued:
         files |= {f"{federation.DEVICES}/{member.name}/{file}": content for file, content in bundle.items()}
@@ -112,8 +115,8 @@ def add(folder: Path, devices: Sequence[Device], now: float) -> None:
         _check_new(home.registry, devices)
         for device in devices:
             _refuse_folder(home.folder, device.name)
-        authority, keys = home.authority(), home.release_keys()
-        issued = [_issue(home.federation, authority, keys, device, now) for device in devices]
+        authority, root = home.authority(), home.root()
+        issued = [_issue(home.federation, authority, root, device, now) for device in devices]
         for bundle, member in issued:
             _files.fill(_files.staging(_place(home.folder, member.name)), bundle)
         registry = Registry.of([*home.registry.members.values(), *(member for _, member in issued)])
@@ -139,9 +142,9 @@ def sign(folder: Path, request: bytes, tags: Sequence[str], now: float, days: in
             _refuse_folder(home.folder, asked.name)
         elif home.registry.member(asked.name).signing != asked.signing:
             raise RefusedError(f"{asked.name} is enrolled with another signing key; take another name")
-        own, authority, keys = home.federation, home.authority(), home.release_keys()
+        own, authority, root = home.federation, home.authority(), home.root()
         certificate = pki.issue_device(authority, asked.public, own.id, asked.name, now, days)
-        bundle = _public_files(own, authority, keys, asked.name, certificate)
+        bundle = _public_files(own, authority, root, asked.name, certificate)
         print_ = pki.fingerprint(certificate)
         if known is None:
             member = Member(asked.name, asked.signing, print_, None, check_tags(tags), False, asked.node)
@@ -269,42 +272,51 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _issue(
-    own: Federation, authority: pki.Authority, release_keys: tuple[bytes, ...], device: Device, now: float
+    own: Federation, authority: pki.Authority, root: bytes, device: Device, now: float
 ) -> tuple[dict[str, bytes], Member]:
     """A whole bundle, private keys included, and its entry in the registry."""
     key = pki.new_key()
     certificate = pki.issue_device(authority, key.public_key(), own.id, device.name, now, device.days)
-    files = _public_files(own, authority, release_keys, device.name, certificate)
-    signing, public = _signing_key()
-    files |= {bundle_file.KEY: pki.key_pem(key), bundle_file.SIGNING: signing}
+    files = _public_files(own, authority, root, device.name, certificate)
+    signing = SigningKey.generate()
+    files |= {bundle_file.KEY: pki.key_pem(key), bundle_file.SIGNING: signing.pem()}
     node = None
     if device.stock:
         files[bundle_file.NODE], files[bundle_file.NODE_PUBLIC] = stock_node.new_node_key()
         node = stock_node.point_of(files[bundle_file.NODE_PUBLIC])
     print_ = pki.fingerprint(certificate)
-    return files, Member(device.name, public, print_, None, check_tags(device.tags), False, node)
+    return files, Member(device.name, signing.public, print_, None, check_tags(device.tags), False, node)
 
 
 def _public_files(
     own: Federation,
     authority: pki.Authority,
-    release_keys: tuple[bytes, ...],
+    root: bytes,
     name: str,
     certificate: pki.Certificate,
 ) -> dict[str, bytes]:
     """The files of a bundle that are no secret."""
-    enrolment = Enrolment(Path(), own.id, name, own.server_names[0], own.port, release_keys)
+    enrolment = Enrolment(Path(), own.id, name, own.server_names[0], own.port)
     return {
         bundle_file.DEVICE: enrolment.encode(),
         bundle_file.AUTHORITY: pki.certificate_pem(authority.certificate),
         bundle_file.CERTIFICATE: pki.certificate_pem(certificate),
+        bundle_file.ROOT: root,
     }
 
 
-def _server_files(
-    own: Federation, authority: pki.Authority, release: bytes, now: float, days: int
-) -> dict[str, bytes]:
-    """Everything but the registry and the devices."""
+def _release_files(now: float) -> dict[str, bytes]:
+    """Keys for releases, and what the offline ones have signed to begin with."""
+    keys = Keys.generate()
+    offline = {f"{federation.OFFLINE}/{n}.key": getattr(keys, n).pem() for n in ("root", "targets")}
+    here = f"{federation.SERVER}/{federation.RELEASES}"
+    online = {f"{here}/{n}.key": getattr(keys.online, n).pem() for n in ONLINE}
+    signed = offline_work.create(now, offline_work.ROOT_DAYS, offline_work.TARGETS_DAYS, keys)
+    return offline | online | {f"{here}/{name}": content for name, content in signed.items()}
+
+
+def _server_files(own: Federation, authority: pki.Authority, now: float, days: int) -> dict[str, bytes]:
+    """Everything but the registry, the devices and what is for releases."""
     key = pki.new_key()
     certificate = pki.issue_server(authority, key.public_key(), own.server_names, now, days)
     above = pki.certificate_pem(authority.certificate)
@@ -313,7 +325,6 @@ def _server_files(
         federation.AUTHORITY: above,
         federation.SERVER_CERTIFICATE: pki.certificate_pem(certificate),
         federation.SERVER_KEY: pki.key_pem(key),
-        federation.RELEASE_KEY: release,
     }
     return {
         federation.FEDERATION: own.encode(),
@@ -321,13 +332,6 @@ def _server_files(
         federation.AUTHORITY_KEY: pki.key_pem(authority.key),
         **{f"{federation.SERVER}/{name}": content for name, content in server.items()},
     }
-
-
-def _signing_key() -> tuple[bytes, bytes]:
-    """A new Ed25519 key: PEM (PKCS 8) as ``signing.load_key`` reads it, and the public half."""
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return pem, key.public_key().public_bytes_raw()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """The folders of a federation: what the operator and the server hold, what a device holds, who is enrolled.
 
 DIR/federation.json, ca.pem, ca.key     the operator's; ca.key signs new devices and is needed nowhere else
-DIR/server/                             the server machine's
+DIR/offline/                            root.key and targets.key, for releases: keep them off every network
+DIR/server/                             the server machine's; server/releases/ has its keys for releases
 DIR/devices/NAME/, NAME.fedge           one enrolment bundle per device, as a folder and as one file
 """
 
@@ -14,15 +15,15 @@ from fedge.deploy import _files, _json, bundle_file, pki
 from fedge.deploy.registry import Member as Member
 from fedge.deploy.registry import Registry as Registry
 from fedge.errors import PayloadError, SetupError
-from fedge.signing import PUBLIC_BYTES, SigningKey, load_key
+from fedge.signing import SigningKey, load_key
 
 FEDERATION, REGISTRY = "federation.json", "registry.json"
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
-SERVER, SERVER_CERTIFICATE, SERVER_KEY, RELEASE_KEY = "server", "server.pem", "server.key", "release.key"
+SERVER, SERVER_CERTIFICATE, SERVER_KEY = "server", "server.pem", "server.key"
+RELEASES, OFFLINE = "releases", "offline"
 DEVICES = "devices"
 DEFAULT_PORT = 8443
 MAX_SERVER_NAMES = 16
-MAX_RELEASE_KEYS = 8
 MAX_JSON_BYTES = 16_384
 _SCHEMA = 1
 _T = TypeVar("_T")
@@ -106,7 +107,6 @@ class Enrolment:
         name: its own name.
         host: the server's, a name or an IP address.
         port: the server's.
-        release_keys: whose releases it takes: Ed25519 public keys, 32 bytes each.
     """
 
     folder: Path
@@ -114,7 +114,6 @@ class Enrolment:
     name: str
     host: str
     port: int
-    release_keys: tuple[bytes, ...]
 
     def encode(self) -> bytes:
         """As ``device.json``."""
@@ -124,7 +123,6 @@ class Enrolment:
                 "federation": self.federation,
                 "name": self.name,
                 "server": join_address(self.host, self.port),
-                "release_keys": [key.hex() for key in self.release_keys],
             }
         )
 
@@ -137,8 +135,7 @@ class Enrolment:
         """
         raw = _json.load(content, bundle_file.DEVICE, MAX_JSON_BYTES)
         _json.schema(raw, bundle_file.DEVICE, _SCHEMA)
-        raw = _json.keys(raw, bundle_file.DEVICE, ("schema", "federation", "name", "server", "release_keys"))
-        keys = _json.array(raw["release_keys"], "release_keys", 1, MAX_RELEASE_KEYS)
+        raw = _json.keys(raw, bundle_file.DEVICE, ("schema", "federation", "name", "server"))
         host, port = split_address(_json.text(raw["server"], "server", 261))
         return Enrolment(
             folder,
@@ -146,7 +143,6 @@ class Enrolment:
             pki.check_name(_json.text(raw["name"], "name", 64)),
             host,
             port,
-            tuple(_json.binary(key, "a release key", PUBLIC_BYTES) for key in keys),
         )
 
     @staticmethod
@@ -162,6 +158,14 @@ class Enrolment:
         found = _loaded(path, lambda c: Enrolment.parse(c, folder), _files.read(path, MAX_JSON_BYTES))
         check_owner(found, load_certificate(folder / bundle_file.CERTIFICATE), str(folder))
         return found
+
+    def root(self) -> bytes:
+        """The root of trust of the federation's releases (``1.root.json``).
+
+        Raises:
+            SetupError: it is missing.
+        """
+        return _files.read(self.folder / bundle_file.ROOT, bundle_file.MAX_FILE_BYTES)
 
     def signing_key(self) -> SigningKey:
         """The device's private signing key, from ``signing.key``.

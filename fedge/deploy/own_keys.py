@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 from fedge.deploy import _files, bundle_file, federation, pki, stock_node
 from fedge.deploy.federation import Enrolment
 from fedge.deploy.signing_request import write_request
@@ -74,11 +71,10 @@ def accept(file: Path, folder: Path) -> Enrolment:
 
 
 def _make_keys(name: str, folder: Path, stock: bool) -> str:
-    key, private = pki.new_key(), Ed25519PrivateKey.generate()
-    signing = SigningKey(private)
+    key, signing = pki.new_key(), SigningKey.generate()
     files = {
         bundle_file.KEY: pki.key_pem(key),
-        bundle_file.SIGNING: private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        bundle_file.SIGNING: signing.pem(),
     }
     node = None
     if stock:

@@ -18,7 +18,7 @@ from fedge.data import load
 from fedge.data.roles import assign_roles
 from fedge.data.types import Dataset, Windows
 from fedge.deploy.deployment import Deployment
-from fedge.deploy.federation import REGISTRY, Federation
+from fedge.deploy.federation import REGISTRY, RELEASES, Federation
 from fedge.deploy.registry import Registry
 from fedge.deploy.status_file import About
 from fedge.deploy.status_writer import Status
@@ -32,12 +32,13 @@ from fedge.federated.state import FederationState
 from fedge.flower.grid_clients import GridClients
 from fedge.flower.robust import robust
 from fedge.observe import JsonlSink, Observer, Tee, Terminal
-from fedge.signing import load_key
+from fedge.release.keys import OnlineKeys
+from fedge.release.repository import Repository
 from fedge.tasks import Task
 
 JOURNAL, METRICS = "journal.sqlite", "metrics.jsonl"
-RELEASE_KEY = "release.key"
 
+_RENEWED = 3600.0  # seconds between two looks at what the online keys have signed
 _DEADLINE = 600.0  # seconds, where the settings give none: a device that hangs must not stop the others
 
 
@@ -90,14 +91,14 @@ def run(clients: GridClients, deployment: Deployment) -> None:
         dataset = read_data(config, task)
         data = server_data(config, dataset)
         prepared = _prepared(config, task, data, dataset, federation.id, journal, observer)
+        repository = open_repository(deployment)
         publisher = Publisher(
-            folder=deployment.state,
-            key=load_key(deployment.server / RELEASE_KEY),
+            repository=repository,
             classes=dataset.classes,
             channels=dataset.channels,
             samples=data.labelled.x,
         )
-        look = _looked_at(clients, enrolled, status)
+        look = _looked_at(clients, enrolled, status, repository)
         _gather(look, enrolled, config.rounds.gather_seconds)
         run_rounds(
             Rounds(
@@ -126,12 +127,30 @@ def _gather(look: Callable[[], Collection[str]], enrolled: Collection[str], seco
         time.sleep(0.2)
 
 
+def open_repository(deployment: Deployment) -> Repository:
+    """The releases in the state directory, begun with what ``fedge provision`` had signed.
+
+    Raises:
+        SetupError: keys or files cannot be read, or the folder cannot be written.
+        ReleaseError: it holds another federation's releases, or is damaged.
+    """
+    folder = deployment.server / RELEASES
+    repository = Repository(deployment.state / RELEASES, OnlineKeys.load(folder))
+    repository.start({path.name: path.read_bytes() for path in sorted(folder.glob("*.json"))})
+    return repository
+
+
 def _looked_at(
-    clients: GridClients, enrolled: Collection[str], status: Status
+    clients: GridClients, enrolled: Collection[str], status: Status, repository: Repository
 ) -> Callable[[], Collection[str]]:
-    """Who can be asked now, shown in ``status`` at each look."""
+    """Who can be asked now, shown in ``status`` at each look. What was signed for a few days is renewed."""
+    renewed = time.monotonic()
 
     def look() -> Collection[str]:
+        nonlocal renewed
+        if time.monotonic() - renewed > _RENEWED:
+            renewed = time.monotonic()
+            repository.refresh()
         there, members = clients.ids(), set(enrolled)
         status.there(members.intersection(there), len(members))
         return there

@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedge.deploy.device_work import DataSource, Round
+from fedge.deploy.device_work import HOME, DataSource, Round
 from fedge.deploy.federation import Enrolment
 from fedge.errors import ConfigError, FedgeError
 from fedge.federated.file_store import FileStore
@@ -39,7 +39,8 @@ def _answer(frame: bytes, node_config: Mapping[str, object]) -> bytes:
         margin = node_config.get("release-margin", _MARGIN)
         if not isinstance(margin, (int, float)) or isinstance(margin, bool):
             raise ConfigError("the node config's 'release-margin' is no number")
-        return Round(enrolment, enrolment.signing_key(), DataSource(data), store, float(margin))(frame)
+        key, home = enrolment.signing_key(), state / HOME
+        return Round(enrolment, key, DataSource(data), store, home, float(margin))(frame)
 
 
 def _path(node_config: Mapping[str, object], key: str) -> Path:

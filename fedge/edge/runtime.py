@@ -1,16 +1,17 @@
 """A released model in ONNX Runtime: windows in the sensor's units in, scores out."""
 
 import math
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedge.edge._processor import adds_exactly
 from fedge.edge.screen import screen
 from fedge.errors import DataError, ReleaseError, SetupError
-from fedge.preprocess import Preprocess
+from fedge.preprocess import NOT_FINITE, as_float32, check_finite
 from fedge.release.manifest import MAX_CLASSES, MAX_MODEL_BYTES, MAX_WINDOW
 
 if TYPE_CHECKING:
@@ -18,24 +19,23 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "window", "scores"
 _FATAL = 4  # ONNX Runtime's severity above which it writes to standard error; its errors are raised
+_FLOAT32, _BYTES = np.dtype(np.float32), np.dtype(np.uint8)
 _BATCH, _VALUES = 256, 1 << 22  # windows, and values in them, answered in one call: bounds its memory
 
 
 class Runtime:
-    """One model, ready to answer. May be shared between threads.
+    """One model, ready to answer. May be shared between threads, which do not wait for each other.
 
-    The model takes ``window``, float32 ``[batch, channels, time]`` or ``[batch, channels, height, width]``,
-    and gives ``scores``, float32 ``[batch, outputs]``, with a free batch size. It runs on one thread, which
-    does not spin while idle.
+    The model takes ``window``, float32 ``[batch, time, channels]`` or ``[batch, height, width, channels]`` in
+    the sensor's units, and gives ``scores``, float32 ``[batch, outputs]``, with a free batch size. It runs on
+    one thread, which does not spin while idle.
 
     Attributes:
-        preprocess: what turns a window into the model's input.
-        window: shape of one window as :meth:`predict` takes it: ``(time, channels)``, or
-            ``(height, width, channels)`` for an image.
+        window: shape of one window: ``(time, channels)``, or ``(height, width, channels)`` for an image.
         outputs: how many numbers it answers with: one per class, or 1.
     """
 
-    def __init__(self, model: bytes | Path, preprocess: Preprocess) -> None:
+    def __init__(self, model: bytes | Path) -> None:
         """Open ``model``, the bytes of an ONNX file or its path.
 
         Raises:
@@ -47,32 +47,42 @@ class Runtime:
         if len(content) > MAX_MODEL_BYTES:
             raise ReleaseError(f"the model has {len(content)} bytes, above the limit of {MAX_MODEL_BYTES}")
         screen(content)
-        self.preprocess = preprocess
         self._session = _open(content)
-        channels, *size = _sizes(self._session.get_inputs(), INPUT, (2, 3))
+        self.window = _sizes(self._session.get_inputs(), INPUT, (2, 3))
         (self.outputs,) = _sizes(self._session.get_outputs(), OUTPUT, (1,))
-        self.window: tuple[int, ...] = (*size, channels)
-        if channels != len(preprocess.mean):
-            known = len(preprocess.mean)
-            raise ReleaseError(f"the model takes {channels} channels, its preprocessing {known}")
         if math.prod(self.window) > MAX_WINDOW or self.outputs > MAX_CLASSES:
             raise ReleaseError("the model's window or the number of its answers is above the limit")
         self._batch = max(1, min(_BATCH, _VALUES // math.prod(self.window)))
-        self._bind()
-
-    def _bind(self) -> None:
-        """Set up the way of a single window: fixed memory in and out, so nothing is allocated."""
-        self._lock = threading.Lock()
-        self._input = np.empty((1, self.window[-1], *self.window[:-1]), np.float32)
-        self._scores = np.empty((1, self.outputs), np.float32)
-        self._write = self.preprocess.into(self._input)
         self._single = (1, *self.window)
-        self._binding = self._session.io_binding()
-        for bind, name, array in (
-            (self._binding.bind_input, INPUT, self._input),
-            (self._binding.bind_output, OUTPUT, self._scores),
-        ):
-            bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        self._idle = [self._way()]
+
+    def _way(self) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+        """A way for one window at a time, in memory of its own: nothing is allocated but the answer.
+
+        Not for several threads at once.
+        """
+        binding = self._session.io_binding()
+        window, scores = np.empty(self._single, np.float32), np.empty((1, self.outputs), np.float32)
+        binding.bind_input(INPUT, "cpu", 0, np.float32, window.shape, window.ctypes.data)
+        binding.bind_output(OUTPUT, "cpu", 0, np.float32, scores.shape, scores.ctypes.data)
+        run, bound = _bare(self._session, binding)
+        flat, checked, isfinite = window.reshape(-1), bytearray(window.size), np.isfinite
+        finite = np.frombuffer(checked, np.bool_)
+
+        def answer(x: NDArray[Any]) -> NDArray[np.float32]:
+            values, kind = x.ravel(), x.dtype
+            if kind is not _BYTES:  # a camera's are finite
+                isfinite(values if kind is _FLOAT32 else as_float32(values), finite)
+                if 0 in checked:
+                    raise DataError(NOT_FINITE)
+            flat[...] = values
+            try:
+                run(bound, None)
+            except Exception as error:
+                raise _failed(error) from error
+            return scores.copy()
+
+        return answer
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Scores of some windows.
@@ -90,13 +100,14 @@ class Runtime:
         """
         if x.shape != self._single:
             return self._predict_many(x)
-        with self._lock:
-            self._write(x)
-            try:
-                self._session.run_with_iobinding(self._binding)
-            except Exception as error:
-                raise _failed(error) from error
-            return self._scores.copy()
+        try:
+            way = self._idle.pop()
+        except IndexError:  # as many threads are answering as have ever done so at once
+            way = self._way()
+        try:
+            return way(x)
+        finally:
+            self._idle.append(way)
 
     def _predict_many(self, x: NDArray[Any]) -> NDArray[np.float32]:
         if x.shape[1:] != self.window:
@@ -104,10 +115,11 @@ class Runtime:
             raise DataError(f"the model takes windows [n, {sizes}], not {list(x.shape)}")
         scores = np.empty((len(x), self.outputs), np.float32)
         for start in range(0, len(x), self._batch):
-            window = self.preprocess.apply(x[start : start + self._batch])
+            windows = np.ascontiguousarray(as_float32(x[start : start + self._batch]))
+            check_finite(windows)
             part = scores[start : start + self._batch]
             try:
-                (answer,) = self._session.run([OUTPUT], {INPUT: window})
+                (answer,) = self._session.run([OUTPUT], {INPUT: windows})
             except Exception as error:
                 raise _failed(error) from error
             if answer.shape != part.shape:
@@ -134,12 +146,27 @@ def _open(model: bytes) -> "onnxruntime.InferenceSession":
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if not adds_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # Otherwise bytes that look like ONNX Runtime's own format would be read as that, unscreened.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base but this
         raise ReleaseError(f"the model does not open in ONNX Runtime: {_first_line(error)}") from error
+
+
+def _bare(
+    session: "onnxruntime.InferenceSession", binding: "onnxruntime.IOBinding"
+) -> tuple[Callable[[Any, None], None], Any]:
+    """What runs a session, and its binding: without the Python around both, which takes as long as a layer.
+
+    That is not public, so where it is not found as expected, it is the public call.
+    """
+    try:
+        return session._sess.run_with_iobinding, binding._iobinding
+    except AttributeError:
+        return session.run_with_iobinding, binding
 
 
 def _sizes(ports: "list[onnxruntime.NodeArg]", name: str, counts: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,8 +11,6 @@ nothing twice.
 """
 
 import hashlib
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,20 +19,16 @@ from torch import Tensor
 
 from fedge import plugins
 from fedge.data.types import ClientData, Windows
-from fedge.edge.gate import Decision, run_gate
-from fedge.edge.runtime import Runtime
-from fedge.errors import ConfigError, DataError, PayloadError, RefusedError, UpdateError
+from fedge.edge.disk import MemoryDisk
+from fedge.errors import ConfigError, DataError, PayloadError, UpdateError
 from fedge.federated import frames
 from fedge.federated.client_state import ClientState, Pending, Residual, StateStore
 from fedge.federated.coding import Arrays, Support, Weights, apply_step, build_codec, decode_dense
-from fedge.federated.frames import Hello, Offer, Scores, Train, Trained, Verdict, Welcome
+from fedge.federated.consider import Releases, consider
+from fedge.federated.frames import Hello, Offer, Scores, Train, Trained, Welcome
 from fedge.federated.lineage import begin, follow
 from fedge.federated.plan import Coding, Plan
 from fedge.federated.training import answers, drifted, fine_tune, loss_and_score
-from fedge.preprocess import from_dict
-from fedge.release.bundle import parse_bundle
-from fedge.release.manifest import parse
-from fedge.release.rules import ReleaseRules
 from fedge.seeding import derive
 from fedge.signing import SigningKey
 from fedge.tasks import Task
@@ -75,22 +69,18 @@ class Device:
         key: proves that an update is this client's.
         data: the client's windows. They are read here and go nowhere.
         store: where its state survives a restart.
-        release_keys: public keys that releases must be signed with.
-        release_margin: how much worse than the current model a release may score here.
+        releases: how it takes releases.
         seed: of local training.
         uplink_budget: most bytes of one round's answer (``SMALLEST_BUDGET`` or more); ``None``: no limit.
-        now: Unix time in seconds, for the expiry of releases.
     """
 
     id: str
     key: SigningKey
     data: ClientData
     store: StateStore
-    release_keys: tuple[bytes, ...]
-    release_margin: float
+    releases: Releases
     seed: int
     uplink_budget: int | None = None
-    now: Callable[[], int] = lambda: int(time.time())
 
 
 def client_round(frame: bytes, device: Device) -> bytes:
@@ -142,7 +132,7 @@ def _keep_release(state: ClientState, device: Device) -> ClientState:
         return state  # a new client, or one whose disk was damaged
     if before.plan.federation != state.plan.federation:
         return state
-    return replace(state, **{n: getattr(before, n) for n in ("release_version", "release", "offer")})
+    return replace(state, **{n: getattr(before, n) for n in ("models", "offer")})
 
 
 def _check_fit(data: ClientData, plan: Plan) -> None:
@@ -268,40 +258,15 @@ def _tensors(plan: Plan, windows: Windows) -> tuple[Tensor, Tensor]:
 
 
 def _consider(task: Offer, digest: bytes, state: ClientState, device: Device) -> bytes:
-    """Verify a release, try it on the client's own later data, and keep it if the gate lets it through.
+    """Take the release, if it is good. The same offer again (the server may have died) gets the same answer.
 
-    The last verdict is kept: the same offer again (the server may have died over it) gets the same answer.
+    Whatever the home's disk keeps, a release that ends this process is not tried a second time.
     """
     if state.offer.startswith(digest):
         return state.offer[len(digest) :]
-    rules = ReleaseRules(state.plan.federation, device.release_keys, state.release_version)
-    try:
-        bundle = parse_bundle(task.bundle)
-        manifest = rules.accept(bundle.manifest, bundle.signature, bundle.model, device.now())
-    except RefusedError as error:
-        return frames.encode_reply(Verdict(0, False, type(error).__name__, float("nan"), float("nan"), 0))
-    state = replace(state, release_version=manifest.version)
-    state.save(device.store)  # before the model is opened: one that kills this process is not tried again
-    decision = run_gate(manifest, bundle.model, _running(state), device.data.later, device.release_margin)
-    answer = frames.encode_reply(_verdict(manifest.version, decision))
-    kept = task.bundle if decision.taken else state.release
-    replace(state, release=kept, offer=digest + answer).save(device.store)
+    releases, federation = device.releases, state.plan.federation
+    disk = releases.disk or (MemoryDisk.from_bytes(state.models) if state.models else MemoryDisk())
+    answer = frames.encode_reply(consider(task.package, federation, releases, disk, device.data))
+    models = disk.to_bytes() if isinstance(disk, MemoryDisk) else b""
+    replace(state, models=models, offer=digest + answer).save(device.store)
     return answer
-
-
-def _verdict(version: int, decision: Decision) -> Verdict:
-    current, candidate = (
-        float("nan") if s is None else s for s in (decision.current_score, decision.candidate_score)
-    )
-    return Verdict(version, decision.taken, decision.code, current, candidate, decision.windows)
-
-
-def _running(state: ClientState) -> Runtime | None:
-    """The model that the client runs now, if it has one that still opens."""
-    if not state.release:
-        return None
-    try:
-        bundle = parse_bundle(state.release)
-        return Runtime(bundle.model, from_dict(parse(bundle.manifest).preprocess))
-    except RefusedError:
-        return None

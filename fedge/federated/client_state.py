@@ -58,8 +58,7 @@ class ClientState:
         memory: what else training left behind, likewise: ``drift/<array>`` (FedDyn) and ``head/<array>`` (a
             personal head). It never leaves the device.
         pending: the last update, until its fate is known.
-        release_version: the highest release that was genuine.
-        release: the bundle that the client runs, or empty.
+        models: the home of its releases, where that has no disk of its own (``MemoryDisk``); or empty.
         offer: digest (16 bytes) of the last genuine offer, and the answer to it; or empty.
     """
 
@@ -71,13 +70,12 @@ class ClientState:
     residual: Residual
     memory: Weights = field(default_factory=dict)
     pending: Pending | None = None
-    release_version: int = 0
-    release: bytes = b""
+    models: bytes = b""
     offer: bytes = b""
 
     def save(self, store: StateStore) -> None:
         """Write everything, at once."""
-        arrays: dict[str, NDArray[Any]] = {"release": _bytes(self.release), "offer": _bytes(self.offer)}
+        arrays: dict[str, NDArray[Any]] = {"models": _bytes(self.models), "offer": _bytes(self.offer)}
         arrays |= {f"weights/{n}": w for n, w in self.weights.items()}
         arrays |= {f"alive/{n}": np.packbits(a) for n, a in self.support.alive.items()}
         arrays |= {f"residual/{n}": np.asarray(r) for n, r in self.residual.items()}
@@ -86,7 +84,6 @@ class ClientState:
             "plan": self.plan.to_dict(),
             "version": self.version,
             "lineage": self.lineage.hex(),
-            "release_version": self.release_version,
             "pending": None,
         }
         if (p := self.pending) is not None:
@@ -134,8 +131,7 @@ def _restore(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ClientSta
         residual=_below(arrays, "residual/"),
         memory=_below(arrays, "memory/"),
         pending=pending,
-        release_version=meta["release_version"],
-        release=arrays["release"].tobytes(),
+        models=arrays["models"].tobytes(),
         offer=arrays["offer"].tobytes(),
     )
 

@@ -87,9 +87,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Offer:
-    """A release on offer: the bundle (``fedge.release.bundle``)."""
+    """A release on offer: the package (``fedge.release.package``)."""
 
-    bundle: bytes
+    package: bytes
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def encode_task(task: Welcome | Train | Offer) -> bytes:
         plan = zlib.compress(json.dumps(task.plan, separators=(",", ":")).encode(), 9)
         return bytes([Kind.WELCOME]) + _blob(task.challenge) + _blob(plan) + _blob(task.snapshot)
     if isinstance(task, Offer):
-        return bytes([Kind.RELEASE]) + _blob(task.bundle)
+        return bytes([Kind.RELEASE]) + _blob(task.package)
     head = _varint(task.round) + _varint(task.counted) + _varint(task.version) + task.lineage
     steps = b"".join(_varint(len(group)) + b"".join(_step(s) for s in group) for group in task.steps)
     tail = struct.pack("<f", task.learning_rate) + (_step(task.candidate) if task.candidate else b"\0")

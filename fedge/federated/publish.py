@@ -1,31 +1,27 @@
-"""From global weights to a signed release: export, self-test vector, manifest, files, and one bundle."""
+"""From global weights to a published release: export, self-test vector, manifest."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedge.compress.export import export_int8
+from fedge.compress.export import export_float, export_int8
 from fedge.config import Config
 from fedge.edge.runtime import Runtime
 from fedge.federated.coding import Weights
 from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared
 from fedge.metrics import threshold
-from fedge.release.bundle import Bundle
-from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest, parse
-from fedge.release.rules import sign_release
-from fedge.release.store import list_releases, load, publish
-from fedge.signing import SigningKey
+from fedge.release.manifest import FLOAT32, INT8, Input, Manifest, ModelFile, SelfTest, parse
+from fedge.release.repository import Published, Repository
 
 _SELF_TEST_WINDOWS = 1
 _TOLERANCE = 0.05
 """Of logits, in the self-test: integer kernels of other processors may round a step differently."""
 
 _DAY = 86_400
+_PRECISIONS = {"int8": (export_int8, INT8), "float32": (export_float, FLOAT32)}
 
 NORMAL_SHARE = 0.99
 """Of normal windows, how many shall raise no alarm."""
@@ -33,41 +29,20 @@ NORMAL_SHARE = 0.99
 
 @dataclass(frozen=True)
 class Publisher:
-    """Who signs releases, where they go, and what stands in every manifest.
+    """Where releases go, and what stands in every manifest.
 
     Attributes:
-        folder: releases are written below it.
-        key: the signing key.
+        repository: what devices take releases from.
         classes: names of the classes.
         channels: names of the channels.
         samples: the server's windows ``[n, *size, channels]``: for the self-test, and for an anomaly task's
             threshold, which they are normal for.
     """
 
-    folder: Path
-    key: SigningKey
+    repository: Repository
     classes: tuple[str, ...]
     channels: tuple[str, ...]
     samples: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A release that has been written.
-
-    Attributes:
-        version: its number.
-        path: its folder.
-        sha256: of the model.
-        model_bytes: size of the model.
-        bundle: what travels to a device.
-    """
-
-    version: int
-    path: Path
-    sha256: str
-    model_bytes: int
-    bundle: bytes
 
 
 def publish_release(
@@ -80,34 +55,31 @@ def publish_release(
     metric: str,
     scores: Mapping[str, float | None],
 ) -> Published:
-    """Export the global ``weights`` after round ``number`` as release ``version``, sign it, write it."""
+    """Export the global ``weights`` after round ``number`` as release ``version``, and publish it."""
     plan = prepared.plan
-    model = export_int8(plan.spec, weights, plan.scales)
-    runtime = Runtime(model, plan.preprocess)
+    export, kind = _PRECISIONS[config.release.precision]
+    model = export(plan.spec, weights, plan.scales, plan.preprocess)
+    runtime = Runtime(model)
     samples = np.ascontiguousarray(publisher.samples[:_SELF_TEST_WINDOWS], np.float32)
-    created = _created(publisher.folder, version)
+    created = _created(publisher.repository, version)
     manifest = Manifest(
         federation=plan.federation,
         version=version,
         round=number,
         created=created,
         task=plan.task,
-        model=ModelFile.of(model),
+        model=ModelFile.of(model, kind),
         input=Input(plan.spec.window, publisher.channels),
         classes=publisher.classes,
-        preprocess=plan.preprocess.to_dict(),
         metric=metric,
         scores={name: score for name, score in scores.items() if score is not None},
         sizes={"parameters": plan.spec.parameters(), "multiply_adds": plan.spec.multiply_adds()},
         parent=version - 1 or None,
-        expires=created + config.release.valid_days * _DAY,
+        expires=created + int(max(config.release.valid_days, publisher.repository.days)) * _DAY,
         self_test=SelfTest.of(samples, runtime.predict(samples), _TOLERANCE),
         threshold=_threshold(plan, runtime, publisher.samples),
     ).to_bytes()
-    signature = sign_release(publisher.key, manifest)
-    path = publish(publisher.folder, manifest, signature, model)
-    bundle = Bundle(manifest, signature, model).to_bytes()
-    return Published(version, path, ModelFile.of(model).sha256, len(model), bundle)
+    return publisher.repository.publish(manifest, model)
 
 
 def _threshold(plan: Plan, runtime: Runtime, normal: NDArray[np.float32]) -> float | None:
@@ -117,8 +89,8 @@ def _threshold(plan: Plan, runtime: Runtime, normal: NDArray[np.float32]) -> flo
     return threshold(runtime.predict(normal)[:, 0], NORMAL_SHARE)
 
 
-def _created(folder: Path, version: int) -> int:
+def _created(repository: Repository, version: int) -> int:
     """Now, or when this release was first written: the round is run again after a crash."""
-    if version in list_releases(folder):
-        return parse(load(folder, version).manifest).created
-    return int(time.time())
+    if (stored := repository.stored(version)) is not None:
+        return parse(stored[0]).created
+    return int(repository.clock())

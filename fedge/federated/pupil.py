@@ -18,6 +18,7 @@ from fedge.config import Config
 from fedge.distill import Answers, How, check_loss
 from fedge.distill._fit import Fit, fit
 from fedge.edge.latency import median_us
+from fedge.edge.runtime import Runtime
 from fedge.federated import teaching
 from fedge.federated.teaching import Ask
 from fedge.models.normalised import Normalised
@@ -31,6 +32,7 @@ from fedge.models.student import (
     head,
 )
 from fedge.observe import Observer
+from fedge.preprocess import Preprocess
 from fedge.seeding import derive
 from fedge.tasks import Task, Turning, targets
 
@@ -110,10 +112,11 @@ class Pupil:
         return shrunk, dict(kept)
 
     def _latency_us(self, spec: StudentSpec) -> float:
-        """Median microseconds of one window on this machine, as int8 in ONNX Runtime on one thread."""
+        """Median microseconds of one window here, preprocessing included: int8, ONNX Runtime, one thread."""
         zeros = {n: np.zeros(shape, np.float32) for n, shape in spec.shapes().items()}
-        model = export_int8(spec, zeros, dict.fromkeys(activations(spec), 1.0))
-        return median_us(model, self.x[:1].numpy())
+        none = Preprocess(np.zeros(spec.channels, np.float32), np.ones(spec.channels, np.float32))
+        model = export_int8(spec, zeros, dict.fromkeys(activations(spec), 1.0), none)
+        return median_us(Runtime(model), self.x[:1].movedim(1, -1).numpy())
 
     def _gradients(self, spec: StudentSpec, params: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """Of the task's loss, at these weights, on each batch of the server's windows."""

@@ -14,7 +14,7 @@ from fedge.packing import pack, unpack
 
 Steps = tuple[Step, ...]
 
-_NUMBERS = ("counted", "offences", "barred", "bars")
+_NUMBERS = ("counted", "offences", "barred", "bars", "release")
 _UNKNOWN = -1  # the version of a client that holds none, as it is stored
 
 
@@ -29,6 +29,7 @@ class ClientRecord:
         offences: sound signatures under unsound content, one after the other.
         barred: the last round that it takes no part in for that; 0 for none.
         bars: how often it was barred.
+        release: the release that it runs; 0 where that is not known.
     """
 
     version: int | None = None
@@ -37,6 +38,7 @@ class ClientRecord:
     offences: int = 0
     barred: int = 0
     bars: int = 0
+    release: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import NoReturn
 
-from fedge import preprocess
-from fedge.errors import PayloadError, ReleaseError
+from fedge.errors import ReleaseError
 
-MAX_CHANNELS = preprocess.MAX_CHANNELS
 MAX_INTEGER = (1 << 53) - 1  # what every JSON reader holds exactly
 MAX_NUMBER = 3e38  # within float32
 _MAX_DEPTH = 16
@@ -133,14 +131,3 @@ def binary(raw: object, what: str, size: int) -> bytes:
     if len(content) != size or base64.b64encode(content).decode() != raw:
         _refuse(what, f"{size} bytes in base64", raw)
     return content
-
-
-def preprocessing(raw: object, channels: int) -> Mapping[str, object]:
-    """Preprocessing for ``channels`` channels, as a JSON object."""
-    try:
-        found = preprocess.from_dict(raw)
-    except PayloadError as error:
-        raise ReleaseError(f"the manifest's {error}") from error
-    if len(found.mean) != channels:
-        raise ReleaseError(f"the manifest's preprocessing has {len(found.mean)} channels, not {channels}")
-    return obj(raw, "preprocess")

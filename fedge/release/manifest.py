@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ReleaseError
+from fedge.preprocess import MAX_CHANNELS
 from fedge.release import _parse as p
 
 if TYPE_CHECKING:  # a device that answers windows needs none of what reads files of data
     from fedge.data.types import TargetKind
 
-SCHEMA = 2
-KIND = "int8-qdq"
+SCHEMA = 3
+INT8, FLOAT32 = "int8-qdq", "float32"
+KINDS = (INT8, FLOAT32)
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MODEL_BYTES = 1 << 26
 MAX_WINDOW = 1 << 20  # values in one window
@@ -32,16 +34,22 @@ MAX_SELF_TEST = 16  # windows
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The model that belongs to a manifest: lower-case hex SHA-256, size in bytes, kind of model."""
+    """The model that belongs to a manifest, with its preprocessing in it.
+
+    Attributes:
+        sha256: lower-case hex.
+        size: bytes.
+        kind: ``int8-qdq`` or ``float32``.
+    """
 
     sha256: str
     size: int
-    kind: str = KIND
+    kind: str = INT8
 
     @staticmethod
-    def of(model: bytes) -> "ModelFile":
+    def of(model: bytes, kind: str = INT8) -> "ModelFile":
         """What describes ``model``."""
-        return ModelFile(hashlib.sha256(model).hexdigest(), len(model))
+        return ModelFile(hashlib.sha256(model).hexdigest(), len(model), kind)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,6 @@ class Manifest:
         input: the windows it takes.
         classes: names of the classes, in the order of the scores; none where the answer is a number. Where
             the one score tells how anomalous a window is, the names of both kinds: normal, anomalous.
-        preprocess: see :func:`fedge.preprocess.from_dict`.
         metric: name of the score it was chosen by; higher is better.
         scores: what it scored, by name (as in ``report.json``); finite.
         sizes: facts about its size, by name, in bytes or parameters.
@@ -114,7 +121,6 @@ class Manifest:
     model: ModelFile
     input: Input
     classes: tuple[str, ...]
-    preprocess: Mapping[str, object]
     metric: str
     scores: Mapping[str, float]
     sizes: Mapping[str, int]
@@ -188,7 +194,6 @@ def parse(content: bytes) -> Manifest:
         model=_model(p.obj(raw["model"], "model")),
         input=window,
         classes=classes,
-        preprocess=p.preprocessing(raw["preprocess"], len(window.names)),
         metric=p.name(raw["metric"], "metric"),
         scores={k: p.number(v, k) for k, v in p.table(raw["scores"], "scores").items()},
         sizes={k: p.integer(v, k, 0) for k, v in p.table(raw["sizes"], "sizes").items()},
@@ -200,8 +205,20 @@ def parse(content: bytes) -> Manifest:
     )
 
 
+def check_model(release: Manifest, model: bytes) -> None:
+    """Check that ``model`` is the one that ``release`` names.
+
+    Raises:
+        ReleaseError: its size or its SHA-256 is another.
+    """
+    if len(model) != release.model.size:
+        raise ReleaseError(f"the model has {len(model)} bytes; its manifest says {release.model.size}")
+    if hashlib.sha256(model).hexdigest() != release.model.sha256:
+        raise ReleaseError("the model is not the one its manifest names: its SHA-256 differs")
+
+
 def _check_schema(raw: object) -> None:
-    """Schema 1 knew only windows ``[time, channels]`` with classes; no fedge that wrote it was released."""
+    """Schemas 1 and 2 kept the preprocessing beside the model; no fedge that wrote them was released."""
     schema = p.integer(raw, "schema", 1)
     if schema < SCHEMA:
         hint = "it was written by an older fedge: publish the model again"
@@ -213,16 +230,19 @@ def _check_schema(raw: object) -> None:
 
 def _model(raw: Mapping[str, object]) -> ModelFile:
     p.keys(raw, "model", set(ModelFile.__dataclass_fields__))
-    if raw["kind"] != KIND:
-        raise ReleaseError(f"the model is of kind {raw['kind']!r:.40}; this fedge runs {KIND!r}")
+    kind = raw["kind"]
+    if kind not in KINDS or not isinstance(kind, str):
+        raise ReleaseError(f"the model is of kind {kind!r:.40}; this fedge runs {' and '.join(KINDS)}")
     return ModelFile(
-        p.hex_digits(raw["sha256"], "sha256", 64, 64), p.integer(raw["size"], "size", 1, MAX_MODEL_BYTES)
+        p.hex_digits(raw["sha256"], "sha256", 64, 64),
+        p.integer(raw["size"], "size", 1, MAX_MODEL_BYTES),
+        kind,
     )
 
 
 def _input(raw: Mapping[str, object]) -> Input:
     p.keys(raw, "input", set(Input.__dataclass_fields__))
-    names = p.names(raw["names"], "names of channels", p.MAX_CHANNELS)
+    names = p.names(raw["names"], "names of channels", MAX_CHANNELS)
     shape = tuple(p.integer(s, "shape", 1, MAX_WINDOW) for s in p.array(raw["shape"], "shape", 2, 3))
     if shape[-1] != len(names):
         raise ReleaseError(f"the manifest says {shape[-1]} channels and names {len(names)}")

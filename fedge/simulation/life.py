@@ -22,19 +22,29 @@ from fedge.federated.server import Federation, run_rounds
 from fedge.flower.client_app import make_client_app
 from fedge.flower.grid_clients import GridClients
 from fedge.observe import Observer, silent
+from fedge.release.repository import Repository
 from fedge.simulation.flower_internals import own_run
 from fedge.simulation.folder import JOURNAL
 from fedge.simulation.local import LocalGrid
 from fedge.simulation.summary import Run, make_report, write_report
 from fedge.simulation.virtual import VirtualRun
-from fedge.simulation.world import CONFIG, Scorer, World, device_of, to_run_config
+from fedge.simulation.workers import Workers, some_workers
+from fedge.simulation.world import BEGINNING, CONFIG, FOREVER, Scorer, World, device_of, to_run_config
 
 WITHOUT = "without-redistillation"
 _CONTROL_RUN = 1
+_STATES = "clients"
 
 
 def simulate(
-    config: Config, world: World, out: Path, journal: Journal, observer: Observer, *, resume: bool
+    config: Config,
+    world: World,
+    out: Path,
+    journal: Journal,
+    observer: Observer,
+    *,
+    resume: bool,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """The whole life with the local engine; returns the report, which is also in ``out``.
 
@@ -45,12 +55,13 @@ def simulate(
         journal: of that folder.
         observer: is told what happens.
         resume: go on with what the journal holds.
+        workers: processes that run the clients; 0 runs them in this one. The report is the same.
 
     Raises:
         SetupError: the folder holds another run or is damaged, or it cannot be written.
     """
     bind(journal, config, resume=resume)
-    states = out / "clients.sqlite"
+    states = out / _STATES
     if journal.state() is not None and not states.exists():
         raise SetupError(f"{states} is gone, and with it what the clients hold; start the run anew")
     result: list[dict[str, Any]] = []
@@ -58,16 +69,22 @@ def simulate(
 
     @app.main()
     def main(grid: Grid, _context: Context) -> None:
-        result.append(live(grid, world, out, journal, observer))
+        result.append(live(grid, world, out, journal, observer, crew=crew))
 
     run_config: UserConfig = {CONFIG: to_run_config(config)}
-    with LocalGrid(client_app, len(world.roles.participants), run_config, states) as grid:
+    clients = len(world.roles.participants)
+    with (
+        some_workers(_CLIENT_APP, run_config, clients, workers, observer) as crew,
+        LocalGrid(crew or client_app, clients, run_config, states) as grid,
+    ):
         app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
     return result[0]
 
 
 client_app: ClientApp = make_client_app(device_of)
 """The ClientApp of every simulated client; ``clients/app.py`` names it for Flower."""
+
+_CLIENT_APP = "fedge.simulation.life:client_app"
 
 
 def bind(journal: Journal, config: Config, *, resume: bool) -> None:
@@ -99,15 +116,27 @@ def _difference(saved: str, mine: str) -> str:
 
 
 def live(
-    grid: Grid, world: World, out: Path, journal: Journal, observer: Observer, engine: str = "local"
+    grid: Grid,
+    world: World,
+    out: Path,
+    journal: Journal,
+    observer: Observer,
+    engine: str = "local",
+    crew: Workers | None = None,
 ) -> dict[str, Any]:
-    """What the ServerApp does: everything, talking to clients through ``grid`` only."""
+    """What the ServerApp does: everything, talking to clients through ``grid`` only.
+
+    The same rounds without re-distillation, if they are run, have clients of their own, which ``crew`` runs.
+    """
     prepared = _prepared(world, journal, observer)
     scorer = Scorer.of(world, prepared.plan)
     enrolled = {c: world.key(c).public for c in world.roles.participants}
+    repository = Repository(
+        out / "releases", world.release_keys().online, clock=lambda: BEGINNING, days=FOREVER
+    )
+    repository.start(world.trust())
     publisher = Publisher(
-        folder=out,
-        key=world.release_key(),
+        repository=repository,
         classes=world.dataset.classes,
         channels=world.dataset.channels,
         samples=world.server_data().labelled.x,
@@ -127,7 +156,7 @@ def live(
         federation = virtual.drive(federation)
     observer.event("note", text=_initial_line(scorer, prepared))
     state = run_rounds(federation)
-    without = _without_redistillation(federation, world, out)
+    without = _without_redistillation(federation, world, out, crew)
     with observer.stage("report") as stage:
         run = Run(world, prepared, state, journal.rounds(), without, scorer, out, engine)
         report = make_report(run)
@@ -159,7 +188,9 @@ def _prepared(world: World, journal: Journal, observer: Observer) -> Prepared:
     return prepared
 
 
-def _without_redistillation(federation: Federation, world: World, out: Path) -> list[dict[str, Any]] | None:
+def _without_redistillation(
+    federation: Federation, world: World, out: Path, crew: Workers | None
+) -> list[dict[str, Any]] | None:
     """The same rounds without any re-distillation, if one was accepted; else they are the same rounds."""
     records = federation.journal.rounds()
     if not any(r["redistillation"] and r["redistillation"]["accepted"] for r in records):
@@ -169,7 +200,7 @@ def _without_redistillation(federation: Federation, world: World, out: Path) -> 
     folder = out / WITHOUT
     folder.mkdir(exist_ok=True)
     with federation.observer.stage("the same rounds without re-distillation") as stage:
-        with _control(folder, federation, world, config) as control:
+        with _control(folder, federation, world, config, crew) as control:
             run_rounds(control)
             rounds = control.journal.rounds()
         shutil.rmtree(folder)
@@ -179,14 +210,15 @@ def _without_redistillation(federation: Federation, world: World, out: Path) -> 
 
 
 @contextmanager
-def _control(folder: Path, federation: Federation, world: World, config: Config) -> Iterator[Federation]:
+def _control(
+    folder: Path, federation: Federation, world: World, config: Config, crew: Workers | None
+) -> Iterator[Federation]:
     """The federation once more, with clients of its own; they split their data as in the main run."""
     run_config: UserConfig = {CONFIG: to_run_config(federation.config)}
-    path = folder / "clients.sqlite"
     with (
         own_run(_CONTROL_RUN),
         Journal(folder / JOURNAL) as journal,
-        LocalGrid(client_app, len(federation.enrolled), run_config, path) as grid,
+        LocalGrid(crew or client_app, len(federation.enrolled), run_config, folder / _STATES) as grid,
     ):
         clients = GridClients(grid)
         control = replace(

@@ -3,23 +3,20 @@
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.onnx.errors import OnnxExporterError
 
 from fedge import __version__
 from fedge.compress.export import export_float, export_int8
+from fedge.compress.export_module import export_module
 from fedge.data.types import ClientData, Windows
-from fedge.edge.latency import runtime_median_us
+from fedge.edge.latency import median_us
 from fedge.edge.runtime import Runtime
 from fedge.errors import SetupError
 from fedge.federated.coding import Weights
@@ -69,8 +66,8 @@ def make_report(run: Run) -> Record:
     world, plan, config = run.world, run.prepared.plan, run.world.config
     spec = plan.spec
     before, after = run.scorer(run.prepared.weights), run.scorer(run.state.weights)
-    int8 = export_int8(spec, run.state.weights, plan.scales)
-    runtime = Runtime(int8, plan.preprocess)
+    int8 = export_int8(spec, run.state.weights, plan.scales, plan.preprocess)
+    runtime = Runtime(int8)
     held = world.held_out()
     given = {c: runtime.predict(w.x) for c, w in held.items()}
     by_int8 = run.scorer.summary(given)
@@ -402,37 +399,18 @@ def _latencies(run: Run, int8: bytes, window: NDArray[np.float32]) -> Record:
     plan = run.prepared.plan
     models = {
         "teacher_fp32": teacher_onnx(run),
-        "student_fp32": export_float(plan.spec, run.state.weights, plan.scales),
+        "student_fp32": export_float(plan.spec, run.state.weights, plan.scales, plan.preprocess),
         "student_int8": int8,
     }
-    return {
-        name: runtime_median_us(Runtime(model, plan.preprocess), window)
-        for name, model in models.items()
-        if model is not None
-    }
+    return {name: median_us(Runtime(model), window) for name, model in models.items() if model is not None}
 
 
 def teacher_onnx(run: Run) -> bytes | None:
-    """The teacher in float32, to measure it on the same runtime. Torch's own exporter; never shipped.
+    """The teacher in float32, to measure it on the same runtime; never shipped.
 
-    ``None`` for a user's own teacher, and for one that the exporter cannot write.
+    ``None`` for a user's own teacher, and for one that torch's exporter cannot write.
     """
-    spec, buffer = run.prepared.plan.spec, BytesIO()
+    plan = run.prepared.plan
     if own(run.world.config):
         return None
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints what it cannot write
-        warnings.simplefilter("ignore")
-        try:
-            torch.onnx.export(
-                run.prepared.teacher,
-                (torch.zeros(1, *spec.input),),
-                buffer,  # type: ignore[arg-type] # the older exporter writes to any file object
-                dynamo=False,  # the newer exporter needs another package
-                input_names=["window"],
-                output_names=["scores"],
-                dynamic_axes={"window": {0: "batch"}, "scores": {0: "batch"}},
-                opset_version=17,
-            )
-        except OnnxExporterError:
-            return None
-    return buffer.getvalue()
+    return export_module(run.prepared.teacher, plan.spec.window, plan.preprocess)

@@ -22,11 +22,14 @@ from fedge.errors import ConfigError, DataError
 from fedge.federated.client import Device, link_budget
 from fedge.federated.client_state import StateStore
 from fedge.federated.coding import Weights, build_codec
+from fedge.federated.consider import Releases
 from fedge.federated.plan import Coding, Plan
 from fedge.federated.prepare import ServerData, check_window, turning_of
 from fedge.federated.pupil import distillation
 from fedge.federated.training import answers
 from fedge.flower.client_app import ContextStore
+from fedge.release.keys import Keys, OnlineKeys
+from fedge.release.offline import create
 from fedge.seeding import derive, derive_bytes
 from fedge.signing import SigningKey
 from fedge.simulation.torch_settings import repeatable
@@ -35,6 +38,12 @@ from fedge.tasks import Task
 CONFIG = "config"
 """Key of Flower's run config under which the whole of ``Config`` travels as JSON, where fedge starts it."""
 
+
+BEGINNING = 1_767_225_600
+"""When everything in a simulation is signed, so that each run gives the same bytes: the start of 2026."""
+
+FOREVER = 36_500.0
+"""Days for which what a simulation signs is valid: its releases can be tried out at any time."""
 
 _SKEWED = 2  # classes that a client trains on
 _MISSING = 2  # classes that the server lacks
@@ -88,9 +97,13 @@ class World:
         """A participant's signing key. It follows from the seed, so it protects nothing but the protocol."""
         return _key(self.config.seed, "client key", client)
 
-    def release_key(self) -> SigningKey:
-        """The server's key for releases, likewise."""
-        return _key(self.config.seed, "release key")
+    def release_keys(self) -> Keys:
+        """The federation's keys for releases, likewise."""
+        return _release_keys(self.config.seed)
+
+    def trust(self) -> dict[str, bytes]:
+        """The root of trust that every simulated device is enrolled with, and the first list of targets."""
+        return _trust(self.config.seed)
 
     def device(self, partition: int, store: StateStore) -> Device:
         """The device of participant number ``partition``."""
@@ -100,8 +113,7 @@ class World:
             key=self.key(client),
             data=self.parts[client],
             store=store,
-            release_keys=(self.release_key().public,),
-            release_margin=self.config.release.margin,
+            releases=Releases(self.trust()["1.root.json"], self.config.release.margin, now=lambda: BEGINNING),
             seed=derive(self.config.seed, "device", client),
             uplink_budget=budgets[partition % len(budgets)] if budgets else None,
         )
@@ -117,6 +129,19 @@ class World:
 def _key(seed: int, *purpose: str) -> SigningKey:
     """Kept, since a client is asked for it in every round."""
     return SigningKey.from_seed(derive_bytes(seed, *purpose))
+
+
+def _release_keys(seed: int) -> Keys:
+    def key(role: str) -> SigningKey:
+        return SigningKey.from_seed(derive_bytes(seed, "release key", role))
+
+    online = OnlineKeys(key("snapshot"), key("timestamp"), key("rounds"))
+    return Keys(key("root"), key("targets"), online)
+
+
+@lru_cache(maxsize=4)
+def _trust(seed: int) -> dict[str, bytes]:
+    return create(BEGINNING, FOREVER, FOREVER, _release_keys(seed))
 
 
 def uplink_budgets(fleet: Fleet) -> tuple[int, ...]:

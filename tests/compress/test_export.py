@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fedge.compress.export import export_float, export_int8, quantized_weight
 from fedge.compress.quantize import Calibration, Scales, bounded, calibrate, fake_quantized
+from fedge.edge._processor import adds_exactly
 from fedge.edge.runtime import Runtime
-from fedge.models.student import SPREAD_FLOOR, Number, StudentSpec, forward, scores
+from fedge.models.student import SPREAD_FLOOR, Number, StudentSpec, activations, forward, scores
 from fedge.models.student_families import FAMILIES, SIZES, build_spec
 from fedge.preprocess import Preprocess
 
@@ -29,11 +30,14 @@ CHANNELS = [1, 6]
 Params = dict[str, Tensor]
 
 
+def plain(spec: StudentSpec) -> Preprocess:
+    """Preprocessing that does nothing."""
+    return Preprocess(np.zeros(spec.channels, np.float32), np.ones(spec.channels, np.float32), 1e30)
+
+
 def run(model: bytes, x: Windows) -> Windows:
-    """Scores of windows ``[n, channels, *size]`` on the device's path; preprocessing does nothing."""
-    channels = x.shape[1]
-    preprocess = Preprocess(np.zeros(channels, np.float32), np.ones(channels, np.float32), 1e6)
-    return Runtime(model, preprocess).predict(np.moveaxis(x, 1, -1))
+    """Scores of windows ``[n, channels, *size]`` on the device's path."""
+    return Runtime(model).predict(np.moveaxis(x, 1, -1))
 
 
 def fake(spec: StudentSpec, params: Params, scales: Scales, x: Windows) -> Windows:
@@ -67,7 +71,12 @@ def exported(
     spec = spec_for(family, size, window, rebuilds)
     params = weights(spec)
     scales, made = calibrated(spec, params, noise(50, spec)), arrays(params)
-    return Exported(spec, params, export_int8(spec, made, scales), export_float(spec, made, scales))
+    return Exported(
+        spec,
+        params,
+        export_int8(spec, made, scales, plain(spec)),
+        export_float(spec, made, scales, plain(spec)),
+    )
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
@@ -78,7 +87,7 @@ def test_a_device_answers_what_the_clients_trained(size: str, time: int) -> None
         for make in (noise, movement):
             x = make(400, spec)
             scales = calibrated(spec, params, x[:100])
-            got = run(export_int8(spec, arrays(params), scales), x)
+            got = run(export_int8(spec, arrays(params), scales, plain(spec)), x)
             trained = fake(spec, params, scales, x)
             assert same_class(got, trained) >= 0.995
             assert np.abs(got - trained).max() < 0.1 * trained.std()
@@ -93,7 +102,7 @@ def test_every_student_ships_as_it_was_trained(
     params, x = weights(spec), noise(40, spec)
     scales = calibrated(spec, params, x)
     trained = fake(spec, params, scales, x)
-    got = run(export_int8(spec, arrays(params), scales), x)
+    got = run(export_int8(spec, arrays(params), scales, plain(spec)), x)
     assert got.shape == trained.shape == (40, 1 if rebuilds else 7)
     assert np.abs(got - trained).max() < 0.1 * trained.std()
     assert np.mean(np.abs(got - trained) < 1e-4 * trained.std()) > 0.8  # mostly the same bits
@@ -101,7 +110,7 @@ def test_every_student_ships_as_it_was_trained(
         with torch.no_grad():
             inputs = torch.from_numpy(windows)
             expected = scores(spec, inputs, forward(spec, params, inputs, bounded(spec, scales))).numpy()
-        float32 = run(export_float(spec, arrays(params), scales), windows)
+        float32 = run(export_float(spec, arrays(params), scales, plain(spec)), windows)
         np.testing.assert_allclose(float32, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
 
 
@@ -118,7 +127,7 @@ def test_an_anomaly_score_is_how_far_the_reconstruction_is_off() -> None:
         real = [*end.mean(axis=1), *np.log(end.std(axis=1) + SPREAD_FLOOR)]
         off = [a - r / s for a, r, s in zip(answer, real, spec.reconstruction.scale, strict=True)]
         expected.append([np.mean(np.square(off))])
-    got = run(export_float(spec, arrays(params), scales), x)
+    got = run(export_float(spec, arrays(params), scales, plain(spec)), x)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
@@ -128,9 +137,9 @@ def test_a_number_is_shipped_in_its_own_units() -> None:
     scales = calibrated(spec, params, x)
     with torch.no_grad():
         outputs = forward(spec, params, torch.from_numpy(x), bounded(spec, scales)).numpy()
-    got = run(export_float(spec, arrays(params), scales), x)
+    got = run(export_float(spec, arrays(params), scales, plain(spec)), x)
     np.testing.assert_allclose(got, 120 + 40 * outputs, rtol=1e-4, atol=1e-3)
-    int8 = run(export_int8(spec, arrays(params), scales), x)
+    int8 = run(export_int8(spec, arrays(params), scales, plain(spec)), x)
     np.testing.assert_allclose(int8, fake(spec, params, scales, x), rtol=1e-4, atol=0.05 * got.std())
 
 
@@ -146,7 +155,7 @@ def test_a_device_answers_what_integers_compute() -> None:
     spec, params = student("tiny", 6, 50)
     x = movement(400, spec)
     scales = calibrated(spec, params, x[:100])
-    got = run(export_int8(spec, arrays(params), scales), x)
+    got = run(export_int8(spec, arrays(params), scales, plain(spec)), x)
     reference = integer.outputs(spec, arrays(params), scales, x.astype(np.float64))
     assert same_class(got, reference.astype(np.float32)) >= 0.995
     assert np.abs(got - reference).max() < 0.05 * reference.std()
@@ -169,7 +178,7 @@ def test_odd_students_ship_as_they_were_trained(case: str) -> None:
     if case == "far outside":
         x = x * 1000
     trained = fake(spec, params, scales, x)
-    got = run(export_int8(spec, arrays(params), scales), x)
+    got = run(export_int8(spec, arrays(params), scales, plain(spec)), x)
     assert same_class(got, trained) >= 0.995
     assert np.abs(got - trained).max() < 0.05 * max(float(trained.std()), float(np.abs(trained).max()))
 
@@ -191,7 +200,7 @@ def test_the_float_model_computes_the_bounded_forward_pass(size: str, time: int)
     for windows in (x, 100 * x):  # the second reach every bound
         with torch.no_grad():
             expected = forward(spec, params, torch.from_numpy(windows), bounded(spec, scales)).numpy()
-        got = run(export_float(spec, arrays(params), scales), windows)
+        got = run(export_float(spec, arrays(params), scales, plain(spec)), windows)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -211,13 +220,11 @@ def _graph(content: bytes) -> onnx.GraphProto:
 def test_nothing_but_plain_operators_is_shipped(size: str) -> None:
     """In particular no normalisation: with it int8 is slower than float."""
     plain = {"Conv", "GlobalAveragePool", "Flatten", "Gemm"}
+    plain |= {"Expand", "Sub", "Div", "Clip", "Transpose", "Reshape"}  # preprocessing and layout
     made = exported(size)
-    assert {n.op_type for n in _graph(made.int8).node} == plain | {
-        "Relu",
-        "QuantizeLinear",
-        "DequantizeLinear",
-    }
-    assert {n.op_type for n in _graph(made.float32).node} == plain | {"Clip"}
+    rounding = {"Relu", "QuantizeLinear", "DequantizeLinear"}
+    assert {n.op_type for n in _graph(made.int8).node} <= plain | rounding
+    assert {n.op_type for n in _graph(made.float32).node} <= plain
 
 
 def _constants(content: bytes) -> dict[str, NDArray[Any]]:
@@ -233,7 +240,8 @@ def test_weights_are_shipped_as_int8_only(size: str) -> None:
         s for s in spec.shapes().values() if len(s) > 1
     )
     assert {c.dtype for c in weights.values()} == {np.dtype(np.int8)}
-    floats = {n: c for n, c in constants.items() if c.dtype.kind == "f"}
+    ours = {n for n in constants if n.startswith("preprocess.")}
+    floats = {n: c for n, c in constants.items() if c.dtype.kind == "f" and n not in ours}
     assert all(n.endswith(".step") and c.dtype == np.float32 for n, c in floats.items())
     # One step for a tensor (a scalar, as ONNX wants it), or one for each output.
     outputs = {c.name: c.outputs for c in spec.convs} | {"head": spec.outputs}
@@ -251,7 +259,7 @@ def test_weights_are_shipped_as_int8_only(size: str) -> None:
 def test_pruned_weights_are_shipped_as_zeros() -> None:
     spec, params = student("small", 6, 64)
     params["conv2.weight"][params["conv2.weight"].abs() < 0.1] = 0
-    content = export_int8(spec, arrays(params), calibrated(spec, params, noise(20, spec)))
+    content = export_int8(spec, arrays(params), calibrated(spec, params, noise(20, spec)), plain(spec))
     shipped = _constants(content)["conv2.weight.int8"]
     assert (shipped[params["conv2.weight"].numpy() == 0] == 0).all()
 
@@ -273,8 +281,21 @@ def test_onnx_runtime_really_runs_integer_kernels(
     assert ran.count("QLinearConv") == len(made.spec.convs)
     assert ran.count("QGemm") == 1
     assert not {"Conv", "FusedConv", "Gemm", "MatMul", "Relu"} & set(ran)
-    assert ran.count("DequantizeLinear") <= 1  # before the mean over time
-    assert ran.count("QuantizeLinear") <= 2  # the window, and that mean
+    assert ran.count("QLinearGlobalAveragePool") == 1
+    assert ran.count("DequantizeLinear") == 0
+    assert ran.count("QuantizeLinear") == 1  # the window
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_the_largest_sums_do_not_overflow(precise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All activations and weights at their largest: where products are added in 16 bits, they are clipped."""
+    monkeypatch.setattr("fedge.edge.runtime.adds_exactly", lambda: not precise and adds_exactly())
+    spec, params = student("tiny", 6, 64)
+    params = {n: torch.full_like(p, float(n.endswith("weight"))) for n, p in params.items()}
+    x = np.full((2, 6, 64), 9.0, np.float32)
+    scales = calibrate(spec, params, torch.from_numpy(x), Calibration(headroom=1.0))
+    got = run(export_int8(spec, arrays(params), scales, plain(spec)), x)
+    np.testing.assert_allclose(got, fake(spec, params, scales, x), rtol=1e-5)
 
 
 def test_the_int8_model_is_about_a_quarter_of_the_float_model() -> None:
@@ -284,7 +305,7 @@ def test_the_int8_model_is_about_a_quarter_of_the_float_model() -> None:
 
 @pytest.mark.parametrize(
     ("window", "rebuilds", "inputs", "answers"),
-    [((30, 3), False, [3, 30], 7), ((8, 9, 1), False, [1, 8, 9], 7), ((30, 3), True, [3, 30], 1)],
+    [((30, 3), False, [30, 3], 7), ((8, 9, 1), False, [8, 9, 1], 7), ((30, 3), True, [30, 3], 1)],
 )
 def test_ports_are_those_that_a_device_expects(
     window: tuple[int, ...], rebuilds: bool, inputs: list[int], answers: int
@@ -296,6 +317,48 @@ def test_ports_are_those_that_a_device_expects(
                  for p in (*graph.input, *graph.output)]  # fmt: skip
         assert ports == [("window", ["batch", *inputs]), ("scores", ["batch", answers])]
         assert [o.version for o in onnx.load_from_string(model).opset_import] == [17]
+
+
+@pytest.mark.parametrize(
+    ("family", "window", "rebuilds"),
+    [("plain", (31, 3), False), ("separable", (9, 8, 1), False), ("plain", (30, 2), True)],
+)
+def test_shapes_said_of_what_lies_between_are_those_it_has(
+    family: str, window: tuple[int, ...], rebuilds: bool
+) -> None:
+    """A model is cut there into parts for several devices, each of which must know what comes in."""
+    made = exported("tiny", window, family, rebuilds)
+    for content, end, kind in ((made.int8, ".uint8", np.uint8), (made.float32, ".clipped", np.float32)):
+        model = onnx.load_from_string(content)
+        said = {
+            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim[1:]] for v in model.graph.value_info
+        }
+        path = [f"{name}{end}" for name in activations(made.spec)]
+        assert list(said) == path + ["summary"] * rebuilds
+        model.graph.output.extend(model.graph.value_info)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        answers = session.run(list(said), {"window": np.zeros((5, *window), np.float32)})
+        assert [list(a.shape) for a in answers] == [[5, *shape] for shape in said.values()]
+        assert {a.dtype for n, a in zip(said, answers, strict=True) if n != "summary"} == {np.dtype(kind)}
+
+
+def test_preprocessing_in_the_model_gives_the_bits_of_preprocessing_outside() -> None:
+    rng = np.random.default_rng(4)
+    for rebuilds in (False, True):
+        made = exported("tiny", (30, 3), rebuilds=rebuilds)
+        how = Preprocess(np.array([9, -2, 0.1], np.float32), np.array([0.3, 7, 0.01], np.float32), 4.0)
+        raw = rng.normal(5, 9, (20, 30, 3)).astype(np.float32)
+        scales, ours = calibrated(made.spec, made.params, noise(50, made.spec)), arrays(made.params)
+        for export in (export_int8, export_float):
+            inside = Runtime(export(made.spec, ours, scales, how)).predict(raw)
+            outside = run(export(made.spec, ours, scales, plain(made.spec)), how.apply(raw))
+            assert inside.tobytes() == outside.tobytes()
+
+
+def test_preprocessing_is_small_in_the_file_and_done_once() -> None:
+    """Mean and scale take a number a channel there, and are spread over a window when it is opened."""
+    sizes = [len(exported("tiny", (time, 3)).int8) for time in (30, 3000)]
+    assert abs(sizes[1] - sizes[0]) < 20
 
 
 _DIGEST = """

@@ -13,14 +13,12 @@ from fedge.edge.gate import DEFAULT_MARGIN, Decision, check_not_worse, run_gate
 from fedge.edge.runtime import Runtime
 from fedge.errors import DataError, ReleaseError
 from fedge.metrics import METRICS, TARGETS
-from fedge.preprocess import Preprocess
 from fedge.release.manifest import Input, ModelFile, SelfTest
 
 from .build import (
     CHANNELS,
     CLASSES,
     FITTED,
-    PIXELS,
     TIME,
     WEIGHTS,
     image_manifest,
@@ -31,17 +29,18 @@ from .build import (
     model,
     naive,
     naive_image,
+    preprocessing,
     windows,
 )
 
 GOOD = model().SerializeToString()
-CURRENT = Runtime(GOOD, FITTED)
+CURRENT = Runtime(GOOD)
 
 
 def labelled(n: int = 60, right: int | None = None) -> Windows:
     """Windows labelled as the good model answers them; all but the first ``right`` mislabelled."""
     x = windows(n, seed=5)
-    y = naive(x, FITTED).argmax(axis=1)
+    y = naive(x).argmax(axis=1)
     y[n if right is None else right :] += 1
     return Windows(x, y % CLASSES, np.zeros(n, np.int64))
 
@@ -49,7 +48,7 @@ def labelled(n: int = 60, right: int | None = None) -> Windows:
 def shuffled(order: list[int]) -> tuple[bytes, NDArray[np.float64]]:
     """A model that mixes up its classes, and its true answers to the self-test."""
     weights = WEIGHTS[:, order].copy()
-    return model(weights=weights).SerializeToString(), naive(windows(3, seed=9), FITTED)[:, order]
+    return model(weights=weights).SerializeToString(), naive(windows(3, seed=9))[:, order]
 
 
 def with_self_test(content: bytes, scores: Any, tolerance: float = 1e-3, **changes: Any) -> Any:
@@ -74,7 +73,7 @@ def test_worse_model_is_refused() -> None:
 
 def test_better_model_is_taken() -> None:
     content, _ = shuffled([1, 2, 0])
-    decision = run_gate(manifest(GOOD), GOOD, Runtime(content, FITTED), labelled())
+    decision = run_gate(manifest(GOOD), GOOD, Runtime(content), labelled())
     assert decision.taken
     assert decision.candidate_score == 1.0
 
@@ -135,7 +134,7 @@ def test_first_model_of_a_device_is_taken_without_a_comparison() -> None:
 
 @pytest.mark.parametrize("off", [0.0011, -0.0011, 1.0, 1e6])
 def test_self_test_off_by_more_than_the_tolerance_is_refused(off: float) -> None:
-    answers = naive(windows(3, seed=9), FITTED)
+    answers = naive(windows(3, seed=9))
     answers[2, 1] += off
     decision = run_gate(with_self_test(GOOD, answers), GOOD, CURRENT, labelled())
     assert (decision.taken, decision.code) == (False, "self_test")
@@ -143,14 +142,8 @@ def test_self_test_off_by_more_than_the_tolerance_is_refused(off: float) -> None
 
 @pytest.mark.parametrize("off", [0.0009, -0.0009])
 def test_self_test_within_the_tolerance_is_taken(off: float) -> None:
-    answers = naive(windows(3, seed=9), FITTED) + off
+    answers = naive(windows(3, seed=9)) + off
     assert run_gate(with_self_test(GOOD, answers), GOOD, CURRENT, labelled()).taken
-
-
-def test_self_test_goes_through_the_preprocessing() -> None:
-    other = Preprocess(FITTED.mean + 1, FITTED.scale, FITTED.clip)
-    decision = run_gate(replace(manifest(GOOD), preprocess=other.to_dict()), GOOD, CURRENT, labelled())
-    assert (decision.taken, decision.code) == (False, "self_test")
 
 
 def test_nan_answering_model_is_refused() -> None:
@@ -162,11 +155,10 @@ def test_nan_answering_model_is_refused() -> None:
 
 def test_model_that_answers_nan_only_on_this_devices_windows_is_refused() -> None:
     """It passes its self-test, with small values; the logarithm of a negative sum is NaN."""
-    first, second = mean_times_weights("flat")
-    nodes = [first, second, helper.make_node("Log", ["flat"], ["scores"])]
+    nodes = [*mean_times_weights("flat"), helper.make_node("Log", ["flat"], ["scores"])]
     content = model(nodes, weights=np.ones_like(WEIGHTS)).SerializeToString()
     x = np.abs(windows(3, seed=9)) + 2
-    answers = Runtime(content, FITTED).predict(x)
+    answers = Runtime(content).predict(x)
     assert np.isfinite(answers).all()
     m = manifest(content, self_test=SelfTest.of(x, answers, 1e-3))
     later = labelled()
@@ -214,7 +206,7 @@ def test_unknown_metric_is_refused() -> None:
 
 
 def test_current_model_that_cannot_answer_does_not_keep_a_working_one_out() -> None:
-    broken = Runtime(model(weights=np.full_like(WEIGHTS, np.nan)).SerializeToString(), FITTED)
+    broken = Runtime(model(weights=np.full_like(WEIGHTS, np.nan)).SerializeToString())
     decision = run_gate(manifest(GOOD), GOOD, broken, labelled())
     assert (decision.taken, decision.code) == (True, "no_current")
 
@@ -222,15 +214,17 @@ def test_current_model_that_cannot_answer_does_not_keep_a_working_one_out() -> N
 def test_other_metric_can_decide_otherwise() -> None:
     """Accuracy forgives a rare class that is never found, macro F1 does not."""
     x = windows(200, seed=5)
-    y = naive(x, FITTED).argmax(axis=1)
+    y = naive(x).argmax(axis=1)
     rare = int(np.bincount(y, minlength=CLASSES).argmin())
     keep = np.concatenate([np.flatnonzero(y != rare), np.flatnonzero(y == rare)[:1]])
     later = Windows(x[keep], y[keep], np.zeros(len(keep), np.int64))
     never = np.where(np.arange(CLASSES) == rare, np.float32(-1e6), np.float32(0))
-    nodes = [*mean_times_weights("flat"), helper.make_node("Add", ["flat", "never"], ["scores"])]
-    blind = model(nodes, more=(numpy_helper.from_array(never, "never"),))
+    front, constants = preprocessing(FITTED)
+    adding = helper.make_node("Add", ["flat", "never"], ["scores"])
+    nodes = [*front, *mean_times_weights("flat", "clipped"), adding]
+    blind = model(nodes, more=(*constants, numpy_helper.from_array(never, "never")))
     content = blind.SerializeToString()
-    answers = Runtime(content, FITTED).predict(windows(3, seed=9))
+    answers = Runtime(content).predict(windows(3, seed=9))
     by_accuracy = run_gate(with_self_test(content, answers), content, CURRENT, later)
     by_f1 = run_gate(with_self_test(content, answers, metric="macro_f1"), content, CURRENT, later)
     assert by_accuracy.taken
@@ -282,7 +276,7 @@ def anomalous() -> NDArray[np.int64]:
 def test_image_classes_are_compared_as_those_of_windows() -> None:
     content = image_model().SerializeToString()
     y = naive_image(images(30, seed=5)).argmax(axis=1)
-    current = Runtime(content, PIXELS)
+    current = Runtime(content)
     decision = run_gate(image_manifest(content), content, current, seen(30, y))
     assert (decision.taken, decision.code, decision.candidate_score) == (True, "not_worse", 1.0)
     wrong = run_gate(image_manifest(content), content, current, seen(30, y + 1))
@@ -291,13 +285,13 @@ def test_image_classes_are_compared_as_those_of_windows() -> None:
 
 def test_number_is_judged_by_its_error() -> None:
     number = {"classes": (), "metric": "negative_rmse"}
-    good, current = image_manifest(SCORING, 1, **number), Runtime(SCORING, PIXELS)
+    good, current = image_manifest(SCORING, 1, **number), Runtime(SCORING)
     decision = run_gate(good, SCORING, current, seen(30))
     assert (decision.taken, decision.code) == (True, "not_worse")
     assert decision.candidate_score == pytest.approx(0, abs=1e-3)
     decision = run_gate(other_image_model(WORSE, **number), WORSE, current, seen(30))
     assert (decision.taken, decision.code) == (False, "worse")
-    assert run_gate(good, SCORING, Runtime(WORSE, PIXELS), seen(30)).taken
+    assert run_gate(good, SCORING, Runtime(WORSE), seen(30)).taken
 
 
 def test_margin_of_a_number_is_relative() -> None:
@@ -305,7 +299,7 @@ def test_margin_of_a_number_is_relative() -> None:
     good = image_manifest(SCORING, 1, classes=(), metric="negative_rmse")
     later = seen(30)
     far = Windows(later.x, (later.y + 1000).astype(np.float32), later.group)
-    current = Runtime(shifted(15), PIXELS)
+    current = Runtime(shifted(15))
     assert run_gate(good, SCORING, current, far, margin=0.02).code == "not_worse"
     assert run_gate(good, SCORING, current, far, margin=0.01).code == "worse"
 
@@ -313,14 +307,14 @@ def test_margin_of_a_number_is_relative() -> None:
 @pytest.mark.parametrize("metric", ["auroc", "auprc"])
 def test_anomaly_scores_are_judged_by_their_order(metric: str) -> None:
     names = {"classes": ("normal", "anomalous"), "metric": metric, "threshold": 0.5}
-    current, later = Runtime(SCORING, PIXELS), seen(30, anomalous())
+    current, later = Runtime(SCORING), seen(30, anomalous())
     decision = run_gate(image_manifest(SCORING, 1, **names), SCORING, current, later)
     assert (decision.taken, decision.code, decision.candidate_score) == (True, "not_worse", 1.0)
     decision = run_gate(other_image_model(WORSE, **names), WORSE, current, later)
     assert (decision.taken, decision.code, decision.current_score) == (False, "worse", 1.0)
 
 
-@pytest.mark.parametrize("current", [None, Runtime(SCORING, PIXELS)])
+@pytest.mark.parametrize("current", [None, Runtime(SCORING)])
 @pytest.mark.parametrize("kind", [0, 1])
 def test_windows_that_do_not_define_the_metric_are_not_held_against_the_release(
     current: Runtime | None, kind: int
@@ -338,7 +332,7 @@ def test_model_that_answers_nan_is_refused_though_nothing_is_comparable() -> Non
     """What the metric says of one kind of windows must not hide what the model says."""
     x = images(40, seed=7)
     content = shifted(-float(np.median(naive_image(x, 1))), "Log")
-    answers = Runtime(content, PIXELS).predict(x)
+    answers = Runtime(content).predict(x)
     fine = np.isfinite(answers[:, 0])
     assert fine.sum() == 20
     test = SelfTest.of(x[fine][:3], answers[fine][:3], 1e-3)

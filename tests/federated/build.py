@@ -18,7 +18,8 @@ from fedge.federated.publish import Publisher
 from fedge.federated.server import Federation
 from fedge.federated.state import FederationState
 from fedge.observe import Stage, Tee
-from fedge.simulation.world import Scorer, World
+from fedge.release.repository import Repository
+from fedge.simulation.world import BEGINNING, FOREVER, Scorer, World
 
 CLIENTS, WINDOWS, TIME, CHANNELS, CLASSES = 8, 40, 32, 3, 3
 
@@ -154,6 +155,14 @@ def fleet_of(world: World) -> Fleet:
     return Fleet({c: world.device(i, MemoryStore()) for i, c in enumerate(world.roles.participants)})
 
 
+def repository_of(world: World, folder: Path) -> Repository:
+    """The world's releases, in ``folder``."""
+    online = world.release_keys().online
+    repository = Repository(folder / "releases", online, clock=lambda: BEGINNING, days=FOREVER)
+    repository.start(world.trust())
+    return repository
+
+
 def federation_of(
     world: World,
     prepared: Prepared,
@@ -167,7 +176,7 @@ def federation_of(
     publisher = None
     if folder is not None:
         data, samples = world.dataset, world.server_data().labelled.x
-        publisher = Publisher(folder, world.release_key(), data.classes, data.channels, samples)
+        publisher = Publisher(repository_of(world, folder), data.classes, data.channels, samples)
     return (
         Federation(
             config=replace(world.config, **config),

@@ -99,7 +99,7 @@ def test_a_welcomed_client_holds_what_the_server_holds(
     state = _state(store)
     assert same_weights(state.weights, small_prepared.weights)
     assert same_weights(state.support.alive, small_prepared.support.alive)
-    assert (state.version, state.pending, state.release) == (0, None, b"")
+    assert (state.version, state.pending, state.models) == (0, None, b"")
     assert state.lineage == begin(small_prepared.snapshot)
     hello = decode_reply(client_round(_welcome(small_prepared, b"other"), device))
     assert isinstance(hello, Hello)
@@ -131,9 +131,9 @@ def test_welcoming_again_does_not_reopen_the_way_to_old_releases(
     small_prepared: Prepared, device: Device, store: MemoryStore
 ) -> None:
     """What protects against rollback, and the model in use, outlive the student."""
-    replace(_state(store), release_version=5, release=b"bundle").save(store)
+    replace(_state(store), models=b"a home", offer=b"a verdict").save(store)
     client_round(_welcome(small_prepared), device)
-    assert (_state(store).release_version, _state(store).release) == (5, b"bundle")
+    assert (_state(store).models, _state(store).offer) == (b"a home", b"a verdict")
 
 
 # ----- the same task again

@@ -25,8 +25,8 @@ def held(small_prepared: Prepared) -> ClientState:
         for _ in range(2)
     )
     pending = Pending(7, b"digest of 16 by.", payload, after, later)
-    release = b"bundle" * 100
-    return ClientState(p.plan, p.support, p.weights, 6, b"8 bytes!", residual, memory, pending, 3, release)
+    release = b"home" * 100
+    return ClientState(p.plan, p.support, p.weights, 6, b"8 bytes!", residual, memory, pending, release)
 
 
 def _through(state: ClientState) -> ClientState:
@@ -45,12 +45,7 @@ def test_a_client_comes_back_bit_for_bit(held: ClientState) -> None:
     assert same_weights(back.weights, held.weights)
     assert same_weights(back.support.alive, held.support.alive)
     assert same_weights(back.residual, held.residual)
-    assert (back.version, back.lineage, back.release_version, back.release) == (
-        6,
-        b"8 bytes!",
-        3,
-        held.release,
-    )
+    assert (back.version, back.lineage, back.models) == (6, b"8 bytes!", held.models)
     assert back.pending is not None
     assert held.pending is not None
     assert same_weights(back.pending.residual, held.pending.residual)
@@ -61,8 +56,8 @@ def test_a_client_comes_back_bit_for_bit(held: ClientState) -> None:
 
 
 def test_a_client_without_update_or_release_comes_back_too(held: ClientState) -> None:
-    back = _through(replace(held, pending=None, release=b"", release_version=0))
-    assert (back.pending, back.release, back.release_version) == (None, b"", 0)
+    back = _through(replace(held, pending=None, models=b""))
+    assert (back.pending, back.models) == (None, b"")
 
 
 def test_a_client_without_state_must_be_welcomed_first() -> None:

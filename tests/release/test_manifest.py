@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedge.errors import ReleaseError
-from fedge.preprocess import Preprocess
 from fedge.release.manifest import (
+    KINDS,
     MAX_MANIFEST_BYTES,
     MAX_MODEL_BYTES,
     Input,
@@ -61,7 +61,6 @@ def manifests(draw: st.DrawFn) -> Manifest:
     anomaly = classes == 2 and outputs == 1
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     version, created = draw(st.integers(1, 2**53 - 1)), draw(st.integers(0, 2**40))
-    scale = rng.uniform(0.1, 9, channels).astype(np.float32)
     x = rng.normal(0, 9, (k, *shape)).astype(np.float32)
     return Manifest(
         federation=draw(st.text("0123456789abcdef", min_size=16, max_size=64)),
@@ -69,10 +68,11 @@ def manifests(draw: st.DrawFn) -> Manifest:
         round=draw(st.integers(0, 2**53 - 1)),
         created=created,
         task=draw(names),
-        model=ModelFile(rng.bytes(32).hex(), draw(st.integers(1, MAX_MODEL_BYTES))),
+        model=ModelFile(
+            rng.bytes(32).hex(), draw(st.integers(1, MAX_MODEL_BYTES)), draw(st.sampled_from(KINDS))
+        ),
         input=Input(shape, tuple(f"c{i}" for i in range(channels))),
         classes=tuple(draw(st.lists(titles, min_size=classes, max_size=classes, unique=True))),
-        preprocess=Preprocess(rng.normal(size=channels).astype(np.float32), scale).to_dict(),
         metric=draw(names),
         scores=draw(st.dictionaries(names, finite32, max_size=4)),
         sizes=draw(st.dictionaries(names, st.integers(0, 2**53 - 1), max_size=4)),
@@ -108,7 +108,7 @@ def test_older_and_newer_schemas_are_refused_with_what_to_do() -> None:
     with pytest.raises(ReleaseError, match="older fedge: publish the model again"):
         parse(changed("schema", 1))
     with pytest.raises(ReleaseError, match="newer fedge: update this one"):
-        parse(changed("schema", 3))
+        parse(changed("schema", 4))
 
 
 def one_score(**changes: Any) -> Manifest:
@@ -168,15 +168,14 @@ def test_score_that_is_not_finite_cannot_be_written(score: float) -> None:
 def test_self_test_of_images_survives_with_every_bit() -> None:
     x = np.random.default_rng(3).integers(0, 256, (2, 4, 5, 3), np.uint8)
     test = SelfTest.of(x, np.ones((2, 3), np.float32), 0.5)
-    pre = Preprocess(np.zeros(3, np.float32), np.ones(3, np.float32)).to_dict()
-    m = manifest(input=Input((4, 5, 3), ("r", "g", "b")), preprocess=pre, self_test=test)
+    m = manifest(input=Input((4, 5, 3), ("r", "g", "b")), self_test=test)
     read = parse(m.to_bytes())
     assert read.input.shape == (4, 5, 3)
     assert read.self_test_windows().tobytes() == x.astype(np.float32).tobytes()
     assert read.self_test_windows().shape == (2, 4, 5, 3)
 
 
-@pytest.mark.parametrize("where", ["", "model", "input", "self_test", "preprocess"])
+@pytest.mark.parametrize("where", ["", "model", "input", "self_test"])
 def test_unknown_key_in_manifest_is_refused(where: str) -> None:
     with pytest.raises(ReleaseError, match=r"unknown key|no others"):
         parse(changed(f"{where}.surprise".lstrip("."), 1))
@@ -194,10 +193,11 @@ def test_missing_key_is_refused(key: str) -> None:
 
 WRONG: list[tuple[str, Any]] = [
     ("schema", 1),
-    ("schema", 3),
+    ("schema", 2),
+    ("schema", 4),
     ("schema", 0),
-    ("schema", "2"),
-    ("schema", 2.0),
+    ("schema", "3"),
+    ("schema", 3.0),
     ("schema", True),
     ("schema", None),
     ("federation", "0123"),
@@ -268,9 +268,6 @@ WRONG: list[tuple[str, Any]] = [
     ("self_test.windows", "!" * 108),
     ("self_test.windows", base64.b64encode(np.full(20, np.nan, "<f4").tobytes()).decode()),
     ("self_test.windows", base64.b64encode(np.full(20, np.inf, "<f4").tobytes()).decode()),
-    ("preprocess", {}),
-    ("preprocess.mean", [0.0]),
-    ("preprocess.scale", [1.0, 0.0]),
     ("extra", []),
     ("extra", 1),
 ]
@@ -330,7 +327,7 @@ def test_second_spelling_of_the_same_manifest_is_refused(spell: Callable[[bytes]
         b" " * (MAX_MANIFEST_BYTES + 1),
         b"9" * 1_000_000,
         b"\xff\xfe",
-        b'{"schema":2}',
+        b'{"schema":3}',
     ],
 )
 def test_hostile_json_ends_in_release_error(content: bytes) -> None:

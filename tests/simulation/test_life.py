@@ -1,5 +1,6 @@
 """The whole life of a model: the same seed gives the same report, interrupted or not."""
 
+import hashlib
 import json
 import os
 import random
@@ -12,20 +13,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from federated.build import FAST, MemoryStore, Recorder
 from onnx import numpy_helper
 
 from fedge.config import Config, Fleet
+from fedge.data.types import Windows
+from fedge.edge.disk import MemoryDisk
+from fedge.edge.gate import GateInputs
+from fedge.edge.home import Home
+from fedge.edge.sources import FolderSource
+from fedge.edge.updater import Updater
 from fedge.errors import SetupError
 from fedge.federated.journal import Journal
 from fedge.observe import read_events
-from fedge.release.rules import ReleaseRules
-from fedge.release.store import list_releases, load
 from fedge.simulation.folder import JOURNAL
 from fedge.simulation.life import simulate
-from fedge.simulation.world import World, build_world
+from fedge.simulation.world import BEGINNING, World, build_world
 
 Report = dict[str, Any]
 Stop = Callable[[str, Mapping[str, object]], None]
@@ -146,18 +152,24 @@ def test_the_released_model_answers_as_the_clients_student_does(whole: Report) -
     assert whole["agreement"]["share"] >= 0.99
 
 
-def test_releases_verify_with_the_public_key(small_world: World, out: Path, whole: Report) -> None:
-    assert list_releases(out) == [1, 2]
-    federation = json.loads(load(out, 1).manifest)["federation"]
-    rules = ReleaseRules(federation, (small_world.release_key().public,))
-    sent = 0
-    for version in (1, 2):
-        bundle = load(out, version)
-        release = rules.accept(bundle.manifest, bundle.signature, bundle.model, int(time.time()))
-        rules = rules.after(release)
-        sent += len(bundle.to_bytes())
-    assert release.model.sha256 == whole["release"]["sha256"]
-    assert whole["release"]["bytes_per_client"] == sent
+def test_releases_are_what_a_device_enrolled_here_takes(small_world: World, out: Path, whole: Report) -> None:
+    home = Home(MemoryDisk())
+    root, federation = small_world.trust()["1.root.json"], json.loads(_manifest(out, 1))["federation"]
+    updater = Updater(home, root, federation, lambda: BEGINNING)
+    x = np.zeros((0, *small_world.dataset.window), np.float32)
+    nobody = Windows(x, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    nothing = GateInputs(nobody, latency_factor=None)
+    outcome = updater.update(FolderSource(out / "releases"), nothing)
+    assert (outcome.taken, outcome.version) == (True, 2)
+    installed = home.current()
+    assert installed is not None
+    assert installed.manifest.to_bytes() == _manifest(out, 2)
+    assert hashlib.sha256(installed.model).hexdigest() == whole["release"]["sha256"]
+    assert whole["release"]["bytes_per_client"] == sum(r["bytes"] for r in whole["releases"])
+
+
+def _manifest(out: Path, version: int) -> bytes:
+    return (out / "releases" / f"v{version:04d}" / "manifest.json").read_bytes()
 
 
 def test_the_bytes_are_the_sums_of_the_rounds(whole: Report) -> None:

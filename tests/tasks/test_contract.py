@@ -21,10 +21,7 @@ from fedge.models.student import forward, scores
 from fedge.models.student_families import FAMILIES, SIZES, build_spec
 from fedge.models.teacher import SIZES as TEACHERS
 from fedge.models.teacher import build_teacher
-from fedge.preprocess import from_dict
-from fedge.release.bundle import parse_bundle
 from fedge.release.manifest import parse
-from fedge.release.store import load
 from fedge.simulation.world import build_world
 from fedge.tasks import Task, Turning, agreement, answering, outputs_of, targets
 from tasks.build import config_for, live, whole_life, write_data
@@ -260,12 +257,12 @@ def test_the_gates_took_the_releases(life: tuple[Task, Life]) -> None:
     assert {d["reason"] for d in last["decisions"]} <= {"not_worse", "worse"}
     world = build_world(config_for(task, folder / "data.npz"))
     windows = world.dataset.clients[world.roles.unseen[0]]
-    bundle = parse_bundle(load(folder, 2).to_bytes())
-    manifest = parse(bundle.manifest)
-    decision = run_gate(manifest, bundle.model, None, windows)
+    release = folder / report["release"]["path"]
+    manifest, model = parse((release / "manifest.json").read_bytes()), (release / "model.onnx").read_bytes()
+    decision = run_gate(manifest, model, None, windows)
     assert (decision.taken, decision.code) == (True, "no_current")
-    runtime = Runtime(bundle.model, from_dict(manifest.preprocess))
-    again = run_gate(manifest, bundle.model, runtime, windows)
+    runtime = Runtime(model)
+    again = run_gate(manifest, model, runtime, windows)
     assert (again.taken, again.code) == (True, "not_worse")
     assert (manifest.threshold is not None) == (task.target == "anomaly")
 

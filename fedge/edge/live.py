@@ -1,0 +1,313 @@
+"""The model that answers now: opened from one place, exchanged when that place has another, and watched.
+
+A place is a device's home, the folder of one release, or an ``.onnx`` file with its ``manifest.json`` beside
+it. Only a home ever changes. Whoever answers windows calls :meth:`LiveModel.predict` for them, from as many
+threads as it likes, and :meth:`LiveModel.follow` about once a second.
+"""
+
+import contextlib
+import hashlib
+import math
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedge.edge.runtime import Runtime
+from fedge.errors import DataError, FedgeError, ReleaseError, SetupError
+from fedge.metrics import METRICS
+from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, Manifest, parse
+
+if TYPE_CHECKING:
+    from fedge.edge.home import Home, Installed, Seen
+
+REPORT_SECONDS = 10.0
+"""How often the home is told what was seen; sooner where the model failed."""
+_LATENCIES = 256  # single windows whose time is kept between two reports
+_JUDGED = 10_000  # windows with a label that are kept between two reports
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A release that is open and answers."""
+
+    manifest: Manifest
+    runtime: Runtime
+
+
+class Answering(Protocol):
+    """What answers windows: a model on this device, or on others. See :class:`LiveModel`."""
+
+    @property
+    def current(self) -> Model:
+        """The model that answers from now on."""
+
+    def predict(self, x: NDArray[Any]) -> tuple[Model, NDArray[np.float32]]:
+        """Scores ``[n, outputs]`` of windows ``[n, *shape]``, all finite, and the model that gave them."""
+
+    def judge(self, model: Model, scores: NDArray[np.float32], label: float) -> None:
+        """The label of a window to which ``model`` had answered ``scores [outputs]``."""
+
+    def follow(self) -> str | None:
+        """Take a newer model if there is one; gives what happened, for a log. For about once a second."""
+
+    def close(self) -> str | None:
+        """There will be no more."""
+
+
+@dataclass
+class _Tally:
+    """What was seen of one model since the last report."""
+
+    answers: int = 0
+    errors: int = 0
+    latency_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    judged: deque[tuple[NDArray[np.float32], float]] = field(default_factory=lambda: deque(maxlen=_JUDGED))
+
+
+class LiveModel:
+    """Always the current model of one place.
+
+    Attributes:
+        current: the model that answers from now on. Read it once for what must come from one model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        home: "Home | None" = None,
+        stamp: object = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``model`` answers; it is what ``home`` had when it had this ``stamp``."""
+        self.current = model
+        self._home, self._stamp, self._clock = home, stamp, clock
+        self._lock, self._following = threading.Lock(), threading.Lock()
+        self._tally, self._reported, self._confirmed = _Tally(), clock(), False
+        self._said: str | None = None
+
+    @classmethod
+    def open(cls, place: Path) -> "LiveModel":
+        """Open what is at ``place``.
+
+        Raises:
+            SetupError: there is nothing to open, or it cannot be read.
+            ReleaseError: the manifest is malformed, or the model is not the one it names or does not open.
+        """
+        if place.is_dir() and not (place / "manifest.json").exists():
+            home = _home(place)
+            stamp = home.stamp()
+            return cls(_from_home(home, place), home, stamp)
+        return cls(open_files(place))
+
+    def predict(self, x: NDArray[Any]) -> tuple[Model, NDArray[np.float32]]:
+        """Scores ``[n, outputs]`` of windows ``[n, *shape]``, all finite, and the model that gave them.
+
+        Raises:
+            DataError: the windows have another shape, or hold NaN or infinity.
+            ReleaseError: the model fails on them, or answers with NaN or infinity.
+        """
+        model, start = self.current, time.perf_counter_ns()
+        try:
+            scores = model.runtime.predict(x)
+            flat = scores.reshape(-1)  # one dot product tells of nearly all that they are finite
+            if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(flat).all():
+                raise ReleaseError("the model answers with NaN or infinity")
+        except ReleaseError:
+            self.count(model, errors=1)
+            raise
+        taken = time.perf_counter_ns() - start
+        self.count(model, answers=len(x), latency_ns=taken if len(x) == 1 else None)
+        return model, scores
+
+    def count(self, model: Model, answers: int = 0, errors: int = 0, latency_ns: int | None = None) -> None:
+        """Count what ``model`` did, for the watch; :meth:`predict` does so itself.
+
+        Args:
+            model: what answered; one that has been exchanged since is not counted any more.
+            answers: windows that it answered.
+            errors: calls that failed through no fault of the windows.
+            latency_ns: what a single window took.
+        """
+        with self._lock:
+            if model is self.current:
+                self._tally.answers += answers
+                self._tally.errors += errors
+                if latency_ns is not None:
+                    self._tally.latency_ns.append(latency_ns)
+
+    def judge(self, model: Model, scores: NDArray[np.float32], label: float) -> None:
+        """The label of a window to which ``model`` had answered ``scores [outputs]``, for the watch."""
+        with self._lock:
+            if model is self.current:
+                self._tally.judged.append((scores, label))
+
+    def follow(self) -> str | None:
+        """Tell the home what was seen where it is time to, and take its current model if that is another.
+
+        Whatever is wrong with the home or with a new model, the model that answers goes on.
+
+        Returns:
+            What happened, for a log; None if nothing did.
+        """
+        if self._home is None or not self._following.acquire(blocking=False):
+            return None
+        try:
+            said = self._report(self._home)
+            said = self._look(self._home) or said
+        except (FedgeError, OSError) as error:
+            said = f"the model's home cannot be used: {error}; release {self._version} goes on"
+            if said == self._said:
+                return None
+        finally:
+            self._following.release()
+        self._said = said or self._said
+        return said
+
+    def close(self) -> str | None:
+        """Tell the home what has not been told yet; gives what ``follow`` does."""
+        self._reported = -math.inf
+        return self.follow()
+
+    @property
+    def _version(self) -> int:
+        return self.current.manifest.version
+
+    def _report(self, home: "Home") -> str | None:
+        """Confirm a model that has answered, and tell what was seen where it is time to."""
+        now, tally = self._clock(), self._tally
+        if tally.answers and not self._confirmed:
+            self._confirmed = True
+            home.confirmed(self._version)
+        late = now - self._reported >= REPORT_SECONDS
+        if not tally.errors and not (late and tally.answers):
+            return None
+        with self._lock:
+            self._tally, self._reported = _Tally(), now
+        return home.observe(_seen(self.current.manifest, tally))
+
+    def _look(self, home: "Home") -> str | None:
+        """Exchange the model if the home's current one is another."""
+        stamp = home.stamp()
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
+        installed, old = home.current(), self.current.manifest
+        if installed is None or installed.manifest.model == old.model:
+            return None
+        if (installed.manifest.input, installed.manifest.target) != (old.input, old.target):
+            return f"release {installed.version} takes or tells something else: start again to use it"
+        if reason := home.started(installed.version):
+            return reason
+        try:
+            model = open_model(installed.manifest, installed.model)
+        except ReleaseError as error:
+            home.observe(_seen(installed.manifest, _Tally(errors=1)))
+            return f"release {installed.version} does not open: {error}; release {self._version} goes on"
+        with self._lock:
+            self.current, self._tally, self._confirmed = model, _Tally(), False
+        return f"release {installed.version} answers from now on"
+
+
+def open_model(manifest: Manifest, content: bytes) -> Model:
+    """Open a model whose manifest has been parsed.
+
+    Raises:
+        ReleaseError: it is not the one that the manifest names, does not open, or has other sizes.
+    """
+    if hashlib.sha256(content).hexdigest() != manifest.model.sha256:
+        raise ReleaseError("the model is not the one that its manifest names: damaged, or of another release")
+    runtime = Runtime(content)
+    if (runtime.window, runtime.outputs) != (manifest.input.shape, manifest.outputs):
+        found, said = f"{runtime.window}, {runtime.outputs}", f"{manifest.input.shape}, {manifest.outputs}"
+        raise ReleaseError(f"the model has windows and outputs {found}; its manifest says {said}")
+    return Model(manifest, runtime)
+
+
+def open_files(place: Path) -> Model:
+    """Open the folder of a release, or an ``.onnx`` file with ``manifest.json`` beside it.
+
+    Who signed it is not asked: ``fedge release verify`` does that.
+
+    Raises:
+        SetupError: a file is missing or cannot be read.
+        ReleaseError: as for :func:`open_model`.
+    """
+    model = place / "model.onnx" if place.is_dir() else place
+    manifest = parse(_read(model.with_name("manifest.json"), MAX_MANIFEST_BYTES))
+    return open_model(manifest, _read(model, MAX_MODEL_BYTES))
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A file's content, of which no more is read than ``limit`` and one byte."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        hint = "give a device's home, the folder of a release, or an .onnx file with manifest.json beside it"
+        raise SetupError(f"{path}: cannot be read ({error.strerror}); {hint}") from None
+    if len(content) > limit:
+        raise ReleaseError(f"{path}: has more than {limit} bytes, the limit for such a file")
+    return content
+
+
+def _home(place: Path) -> "Home":
+    from fedge.edge.disk import FolderDisk
+    from fedge.edge.home import Home
+
+    return Home(FolderDisk(place))
+
+
+def _from_home(home: "Home", place: Path) -> Model:
+    """The home's current model; where that does not open, the one before it."""
+    installed = _about_to_open(home, place)
+    try:
+        return open_model(installed.manifest, installed.model)
+    except ReleaseError:
+        with contextlib.suppress(FedgeError):
+            home.rollback()
+        before = home.current()
+        if before is None or before.version == installed.version:
+            raise
+        return open_model(before.manifest, before.model)
+
+
+def _about_to_open(home: "Home", place: Path) -> "Installed":
+    """The home's current model, once the home knows that a process starts with it."""
+    installed = home.current()
+    if installed is None:
+        raise SetupError(f"{place}: holds no release yet, and is not the folder of one")
+    try:
+        changed = home.started(installed.version)
+    except SetupError:  # a full disk, or a home that is only read here: no reason not to answer
+        return installed
+    return (home.current() if changed else None) or installed
+
+
+def _seen(manifest: Manifest, tally: _Tally) -> "Seen":
+    from fedge.edge.home import Seen
+
+    latency = statistics.median(tally.latency_ns) / 1000 if tally.latency_ns else None
+    score = _score(manifest, tally)
+    windows = len(tally.judged) if score is not None else 0
+    return Seen(manifest.version, tally.answers, tally.errors, latency, score, windows)
+
+
+def _score(manifest: Manifest, tally: _Tally) -> float | None:
+    """The release's own metric on the windows whose label became known; None where they do not define it."""
+    if not tally.judged or manifest.metric not in METRICS:
+        return None
+    scores, labels = (np.array(column) for column in zip(*tally.judged, strict=True))
+    y = labels if manifest.target == "number" else labels.astype(np.int64)
+    try:
+        score = METRICS[manifest.metric](scores, y)
+    except DataError:  # the metric does not suit these answers
+        return None
+    return None if math.isnan(score) else score
