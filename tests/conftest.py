@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fedge.simulation.world import World
 
 # The same examples every time; under FEDGE_FULL=1 new ones, to look further.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("wide", derandomize=False)
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("wide", derandomize=False, deadline=None)
 settings.load_profile("wide" if os.environ.get("FEDGE_FULL") == "1" else "same")
 
 # Imports stand inside the fixtures: tests of the parts that need no torch must not load it.

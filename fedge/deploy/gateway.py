@@ -25,10 +25,12 @@ from fedge.deploy import pki
 from fedge.deploy.gateway_connection import Connection
 from fedge.deploy.gateway_limits import Address, Addresses, Bucket, Limits
 from fedge.deploy.registry import Registry
+from fedge.edge.sources import FetchError, FolderSource
 from fedge.errors import FedgeError, PayloadError, SetupError, SignatureError
 from fedge.link.device_end import HELLO, hello_parts
 from fedge.link.frames import VERSION, Delay, Hello, LinkError, Outcome, Reason, Refusal, Refused
 from fedge.link.gateway_end import AnswerWhole, Event, GatewayDesk, Greeted, Left, TaskHeld
+from fedge.release.manifest import MAX_MODEL_BYTES
 from fedge.signing import verify
 
 Delivery = Coroutine[object, object, None]
@@ -130,6 +132,7 @@ class Gateway:
         context: ssl.SSLContext,
         federation: str,
         limits: Limits | None = None,
+        releases: Path | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -139,9 +142,11 @@ class Gateway:
             context: of the server, asking for client certificates.
             federation: hex name of the federation.
             limits: what others may take.
+            releases: the repository of releases, which enrolled devices may read at ``/releases/``.
         """
         self.limits = limits or Limits()
         self._upstream, self._registry, self._context = upstream, registry, context
+        self._releases = releases
         self._federation, self._members = federation, registry()
         self.addresses = Addresses(self.limits)
         self.clients: dict[str, Client] = {}
@@ -205,6 +210,19 @@ class Gateway:
         connection.greeted(client.name, client.bucket)
         self.addresses.greeted(connection.address)
         return client.desk
+
+    def release(self, connection: Connection, path: str) -> bytes:
+        """A file of the releases, which any enrolled device may have."""
+        if connection.certificate is None:
+            raise LinkError("no client certificate was shown", Reason.FOREIGN, _REFUSED_FOR)
+        try:
+            self._enrolled(pki.identity(connection.certificate))
+        except PayloadError as error:
+            text = f"the certificate is no device's: {error}"
+            raise LinkError(text, Reason.FOREIGN, _REFUSED_FOR) from None
+        if self._releases is None:
+            raise FetchError("this gateway has no releases", missing=True)
+        return FolderSource(self._releases).fetch(path, MAX_MODEL_BYTES)
 
     def room(self, size: int) -> None:
         """Refuse an answer for which there is no memory now."""

@@ -7,19 +7,23 @@ import ssl
 import time
 from typing import Protocol
 
+from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from fedge.deploy.gateway_limits import Address, Bucket, Limits
 from fedge.deploy.link_tls import Tls
+from fedge.edge.sources import FetchError
+from fedge.errors import PayloadError
 from fedge.link.frames import FRAME_BYTES, Hello, LinkError, Reason
 from fedge.link.gateway_end import Door, Event, GatewayDesk, GatewayEnd
 
-PATH = "/link"
+PATH, RELEASES = "/link", "/releases/"
 _SLICE = 4096  # bytes that are deciphered and parsed before limits are looked at again
 _WRITE_AHEAD = 65_536  # bytes that wait for a slow reader before the gateway stops writing to it
+_DOWNLOAD = 600.0  # seconds for a file of the releases
 _LAST_WORDS = 5.0  # seconds for a goodbye to get through
 
 _silent = logging.getLogger("fedge.websockets")
@@ -35,6 +39,14 @@ class House(Protocol):
 
     def admit(self, connection: "Connection", hello: Hello, nonce: bytes) -> GatewayDesk:
         """The desk of the client that says hello; raises ``LinkError``."""
+
+    def release(self, connection: "Connection", path: str) -> bytes:
+        """A file of the releases, for an enrolled device.
+
+        Raises:
+            LinkError: the device is not enrolled.
+            FetchError, PayloadError: there is no such file.
+        """
 
     def room(self, size: int) -> None:
         """Raise ``LinkError`` if so many bytes cannot be taken now."""
@@ -217,6 +229,9 @@ class Connection(asyncio.Protocol):
                 self._message(event)
 
     def _open(self, request: Request) -> None:
+        if request.path.startswith(RELEASES):
+            self._socket.send_response(self._release(request.path.removeprefix(RELEASES)))
+            return
         if request.path != PATH:
             self._socket.send_response(self._socket.reject(404, ""))
             return
@@ -225,6 +240,19 @@ class Connection(asyncio.Protocol):
             house, limits = self._house, self._house.limits
             door = Door(lambda h, n: house.admit(self, h, n), house.room, limits.silence, limits.answer)
             self.end = GatewayEnd(door, os.urandom(32), int(time.time()))
+
+    def _release(self, path: str) -> Response:
+        """The answer to a request for a file of the releases; the connection ends with it."""
+        try:
+            content = self._house.release(self, path)
+        except (FetchError, PayloadError):
+            return self._socket.reject(404, "")
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(_DOWNLOAD, self.abort)
+        headers = Headers({"Content-Length": str(len(content)), "Content-Type": "application/octet-stream"})
+        headers["Connection"] = "close"
+        return Response(200, "OK", headers, content)
 
     def _message(self, frame: Frame) -> None:
         if frame.opcode is not Opcode.BINARY or not frame.fin or self.end is None:

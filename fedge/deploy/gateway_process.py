@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedge.deploy.bell import BellServer
 from fedge.deploy.deployment import BELL
-from fedge.deploy.federation import REGISTRY, Federation
+from fedge.deploy.federation import REGISTRY, RELEASES, Federation
 from fedge.deploy.fleet import FleetUpstream
 from fedge.deploy.flower_door import FlowerDoor
 from fedge.deploy.flower_internals import SuperLink
@@ -36,7 +36,7 @@ async def serve(options: argparse.Namespace) -> None:
     bell = BellServer(options.state / BELL, fleet.ring, fleet.verify)
     fleet.teller = bell
     context = server_context(options.server, "required")
-    gateway = Gateway(fleet, registry, context, federation.id)
+    gateway = Gateway(fleet, registry, context, federation.id, releases=options.state / RELEASES)
     door = FlowerDoor(options.superlink, registry, server_context(options.server, "none"), fleet.stock)
     await gateway.start(options.host, options.port)
     if options.door is not None:

@@ -79,6 +79,7 @@ class Running:
     limits: Limits = field(default_factory=Limits)
     port: int = 0
     clients: str = "required"
+    releases: Path | None = None
     upstream: PlainUpstream = field(default_factory=PlainUpstream)
 
     def __enter__(self) -> Self:
@@ -90,7 +91,7 @@ class Running:
             registry = RegistryFile(server / federation.REGISTRY)
             context = tls.server_context(server, self.clients)  # type: ignore[arg-type]
             name = Federation.load(self.folder).id
-            self.gateway = Gateway(self.upstream, registry, context, name, self.limits)
+            self.gateway = Gateway(self.upstream, registry, context, name, self.limits, self.releases)
             self.port = await self.gateway.start("127.0.0.1", self.port)
             started.set()
             await self.stop.wait()

@@ -18,7 +18,7 @@ from .provisioned import NOW, make_federation
 
 ID = "0f" * 16
 FEDERATION = Federation(ID, "home", ("host.example", "::1"), 8443, 1)
-ENROLMENT = Enrolment(Path(), ID, "dev", "::1", 8443, (b"k" * 32,))
+ENROLMENT = Enrolment(Path(), ID, "dev", "::1", 8443)
 NODE = bytes.fromhex(  # the base point of P-384 (SEC 2, 2.5.1), compressed
     "03aa87ca22be8b05378eb1c71ef320ad746e1d3b628ba79b9859f741e082542a385502f25dbf55296c3a545e3872760ab7"
 )
@@ -272,7 +272,7 @@ def test_a_bundle_holds_known_files_as_they_are(names: list[str], how: int) -> N
 def test_every_file_is_its_owner_s_alone(tmp_path: Path) -> None:
     home = _home(tmp_path)
     paths = [home, *home.rglob("*")]
-    assert len(paths) == 1 + 3 + 1 + 6 + 1 + 2 * 7
+    assert len(paths) == 1 + 3 + 1 + 5 + 1 + 2 * 8 + 3 + 6  # offline/ and server/releases/ too
     for path in paths:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 

@@ -21,6 +21,7 @@ from fedge.deploy.federation import Enrolment
 from fedge.deploy.gateway import Gateway, RegistryFile
 from fedge.deploy.gateway_limits import Addresses, Bucket, Limits, prefix
 from fedge.deploy.registry import Registry
+from fedge.edge.sources import FetchError, HttpSource
 from fedge.errors import SetupError
 from fedge.link.device_end import DeviceDesk, DeviceEnd, Opened, Parted
 from fedge.link.frames import CHUNK_BYTES, LinkError, Reason
@@ -471,6 +472,50 @@ def test_no_client_may_announce_more_than_its_share(home: Path) -> None:
 
 
 # The buckets and the book of addresses, without a gateway.
+
+
+# ----- releases
+
+
+def _released(folder: Path) -> Path:
+    place = folder / "releases"
+    (place / "v0001").mkdir(parents=True)
+    (place / "latest.json").write_bytes(b"{}")
+    (place / "v0001" / "model.onnx").write_bytes(bytes(range(256)) * 4000)
+    (folder / "secret").write_bytes(b"not for devices")
+    return place
+
+
+def test_an_enrolled_device_can_fetch_releases(home: Path, tmp_path: Path) -> None:
+    place = _released(tmp_path)
+    with Running(home, releases=place) as server:
+        source = HttpSource(f"https://127.0.0.1:{server.port}/releases", home / "devices" / "a")
+        for path in ("latest.json", "v0001/model.onnx"):
+            assert source.fetch(path, 1 << 24) == (place / path).read_bytes()
+        with pytest.raises(FetchError, match="404"):
+            source.fetch("v0002/model.onnx", 1 << 24)
+
+
+@pytest.mark.parametrize("path", ["../secret", "%2e%2e/secret", "/etc/passwd", "", "v0001/../../secret"])
+def test_no_other_file_can_be_had(home: Path, tmp_path: Path, path: str) -> None:
+    with Running(home, releases=_released(tmp_path)) as server:
+        context = tls.device_context(home / "devices" / "a")
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as plug,
+            context.wrap_socket(plug, server_hostname="127.0.0.1") as wire,
+        ):
+            wire.sendall(f"GET /releases/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert wire.recv(4096).startswith(b"HTTP/1.1 404")
+
+
+def test_a_revoked_device_gets_no_releases(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    make_federation(folder, ("a", "gone"))
+    enrol.revoke(folder, ["gone"])
+    with Running(folder, releases=_released(tmp_path)) as server:
+        source = HttpSource(f"https://127.0.0.1:{server.port}/releases", folder / "devices" / "gone")
+        with pytest.raises(FetchError):
+            source.fetch("latest.json", 1 << 24)
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
