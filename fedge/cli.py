@@ -90,7 +90,7 @@ _ELSEWHERE = {
     "client": ("take part in a federation, on a device", "fedge.deploy.device"),
     "doctor": ("what this machine has and lacks for each role", "fedge.deploy.doctor"),
     "release": ("publish, list, verify, fetch, pin and roll back releases", "fedge.edge.release_command"),
-    "infer": ("answer windows from a file, a folder or a live stream", "fedge.edge.infer_command"),
+    "infer": ("answer windows from a file, a folder or a live stream", "fedge.serving.devices_command"),
     "serve": ("answer windows over HTTP (Open Inference Protocol)", "fedge.serving.command"),
 }
 """Commands with their options elsewhere: what they do, and the module with ``add_arguments`` and ``run``."""
@@ -216,7 +216,12 @@ def _add_bench(commands: Any) -> None:
         "--clients", type=int, default=10_000, metavar="N", help="synthetic ones (default: 10,000)"
     )
     server.set_defaults(run=_bench_server)
-    for each in (codec, communication, learning, round_, server):
+    text = "microseconds, memory and requests a second of what a device runs"
+    edge = kinds.add_parser("edge", help=text, description=text.capitalize() + ".")
+    edge.add_argument("--repeats", type=int, default=11, metavar="N", help="of each time (default: 11)")
+    edge.add_argument("--only", default="", metavar="PARTS", help="of models,start,serve (default: all)")
+    edge.set_defaults(run=_bench_edge)
+    for each in (codec, communication, learning, round_, server, edge):
         each.add_argument("--json", action="store_true", help="print one JSON object on the last line")
 
 
@@ -237,8 +242,9 @@ def _config(options: argparse.Namespace, more: Mapping[str, Any]) -> "Config":
 def _simulate(options: argparse.Namespace) -> None:
     if options.clients is not None and options.clients < 1:
         raise InputError(f"--clients {options.clients}: at least one client must take part")
-    if options.workers is not None and not 0 <= options.workers <= 10_000:
-        raise InputError(f"--workers {options.workers}: give 0 to 10000")
+    from fedge.simulation.engines import check_engine
+
+    check_engine(options.engine, options.workers, resume=options.resume)
     config = _config(options, {"data.clients": options.clients, "seed": options.seed})
 
     from fedge.simulation.run import run
@@ -307,6 +313,14 @@ def _bench_server(options: argparse.Namespace) -> None:
     from fedge.bench import server
 
     _print_bench(server.run(options.clients), server.lines, as_json=options.json)
+
+
+def _bench_edge(options: argparse.Namespace) -> None:
+    if options.repeats < 1:
+        raise InputError(f"--repeats {options.repeats}: give 1 or more")
+    from fedge.bench import edge
+
+    _print_bench(edge.run(options.repeats, options.only), edge.lines, as_json=options.json)
 
 
 def _print_bench(

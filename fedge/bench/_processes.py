@@ -37,6 +37,11 @@ class Process:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._process.pid
+
     def ended(self) -> bool:
         """Whether it has ended. It is not reaped before ``end``, so that nothing else gets its id."""
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT

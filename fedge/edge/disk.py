@@ -6,10 +6,8 @@ Everything that a home writes goes through :class:`Disk`, so its tests can cut t
 import fcntl
 import itertools
 import os
-import shutil
 import stat
 import struct
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -160,6 +158,8 @@ class FolderDisk:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """See :class:`Disk`. Beside the files; what an earlier one left is cleared away."""
+        import shutil  # which a device that only answers windows does without
+
         self._make()
         folder = self.path / _SCRATCH
         try:
@@ -237,6 +237,8 @@ class MemoryDisk:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """See :class:`Disk`. In the system's folder for temporary files."""
+        import tempfile
+
         try:
             folder = tempfile.TemporaryDirectory(prefix="fedge-")
         except OSError as error:

@@ -46,7 +46,8 @@ class GateInputs:
     """What a release is tested on, and how strictly: all of it is the device's own.
 
     Attributes:
-        labelled: the device's own later labelled windows; may be empty (``x`` still ``[0, *shape]``).
+        labelled: the device's own later labelled windows; where it has none, none of them (``x`` still
+            ``[0, *shape]``) or, if it does not even know their shape, None.
         recent: windows ``[n, *shape]`` that it saw lately, without labels; None for none.
         margin: how much lower than the current model's score the release's may be: see
             :func:`check_not_worse`.
@@ -61,7 +62,7 @@ class GateInputs:
         timer: how time is measured; a simulation has none of its own.
     """
 
-    labelled: Windows
+    labelled: Windows | None = None
     recent: NDArray[Any] | None = None
     margin: float = DEFAULT_MARGIN
     least_agreement: float = 0.7
@@ -150,8 +151,9 @@ def judge(manifest: Manifest, model: bytes, current: OpenRelease | None, inputs:
         DataError: the device's own windows cannot be used, which says nothing about the release.
     """
     so_far = _Progress()
+    labelled = _no_windows(manifest) if inputs.labelled is None else inputs.labelled
     try:
-        code, reason = _steps(manifest, model, current, inputs, so_far)
+        code, reason = _steps(manifest, model, current, labelled, inputs, so_far)
         taken = True
     except RefusedError as error:
         taken, code, reason = False, so_far.code, str(error)
@@ -161,19 +163,24 @@ def judge(manifest: Manifest, model: bytes, current: OpenRelease | None, inputs:
         reason,
         so_far.current_score,
         so_far.candidate_score,
-        len(inputs.labelled),
+        len(labelled),
         so_far.latency_us,
         so_far.likeness,
     )
 
 
 def _steps(
-    manifest: Manifest, model: bytes, current: OpenRelease | None, inputs: GateInputs, so_far: _Progress
+    manifest: Manifest,
+    model: bytes,
+    current: OpenRelease | None,
+    labelled: Windows,
+    inputs: GateInputs,
+    so_far: _Progress,
 ) -> tuple[str, str]:
     """One step after the other; gives the code and the reason of a release that is taken."""
     candidate = OpenRelease(manifest, open_candidate(manifest, model))
     so_far.code = "does_not_fit"
-    check_fits(manifest, inputs.labelled)
+    check_fits(manifest, labelled)
     recent = _recent(manifest, inputs)
     so_far.code = "self_test"
     check_self_test(manifest, candidate.runtime)
@@ -184,28 +191,33 @@ def _steps(
     so_far.code = "not_scored"
     answers = candidate.runtime.predict(recent)
     check_finite(answers)
-    if len(inputs.labelled):
+    if len(labelled):
         check_metric(manifest)
-        new = score(candidate.runtime, manifest.metric, inputs.labelled)
+        new = score(candidate.runtime, manifest.metric, labelled)
         if not math.isnan(new):
             so_far.candidate_score = new
-            return _compare_scores(manifest.metric, new, current, inputs, so_far)
+            return _compare_scores(manifest.metric, new, current, labelled, inputs.margin, so_far)
     if len(recent) >= max(1, inputs.least_recent):
         return _compare_answers(manifest, answers, current, recent, inputs, so_far)
-    if len(inputs.labelled):
+    if len(labelled):
         text = f"{_ALONE}: this device's labelled windows do not define {manifest.metric}"
         return "not_comparable", text
     return "no_windows", f"{_ALONE}: this device has no labelled windows, and {len(recent)} recent ones"
 
 
 def _compare_scores(
-    metric: str, new: float, current: OpenRelease | None, inputs: GateInputs, so_far: _Progress
+    metric: str,
+    new: float,
+    current: OpenRelease | None,
+    labelled: Windows,
+    margin: float,
+    so_far: _Progress,
 ) -> tuple[str, str]:
-    old = so_far.current_score = _current_score(current, metric, inputs.labelled)
+    old = so_far.current_score = _current_score(current, metric, labelled)
     if old is None:
         return "no_current", f"taken with a {metric} of {new:.4f}: no current model to compare with"
     so_far.code = "worse"
-    check_not_worse(metric, new, old, inputs.margin)
+    check_not_worse(metric, new, old, margin)
     return "not_worse", f"taken with a {metric} of {new:.4f}; the current model has {old:.4f}"
 
 
@@ -230,6 +242,12 @@ def _compare_answers(
         f"agreement of {like.agreement:.4f} and a drift of {like.drift:.4f} on {len(recent)} recent windows"
     )
     return "alike", f"taken with an {said}"
+
+
+def _no_windows(manifest: Manifest) -> Windows:
+    return Windows(
+        np.empty((0, *manifest.input.shape), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+    )
 
 
 def _recent(manifest: Manifest, inputs: GateInputs) -> NDArray[Any]:

@@ -206,7 +206,7 @@ class Keep:
         self._fields = np.zeros(max(room, len(there)), RECORD)
         self._fields[records.place] = records.fields
         for place in np.flatnonzero(there != self._fields["seq"][: len(there)]).tolist():
-            self._clear(place)  # damaged, or a move that was stopped half-way
+            self._free(place)  # damaged, or a move that was stopped half-way
         while len(self) > room:
             self._free(victim(self._fields, self._meta.target))
         beyond = room + np.flatnonzero(self._fields["seq"][room:])
@@ -223,14 +223,10 @@ class Keep:
         return victim(self._fields, self._meta.target) if self._fields["seq"][free] else free
 
     def _free(self, place: int) -> None:
-        """The window at ``place`` is gone."""
+        """The window at ``place`` is gone, and its bytes are overwritten."""
         self._files.put_record(place, _FREE)
-        self._fields[place] = np.zeros((), RECORD)
-
-    def _clear(self, place: int) -> None:
-        """The same, and its bytes are overwritten."""
-        self._free(place)
         self._files.put_window(place, bytes(self._meta.window_bytes))
+        self._fields[place] = np.zeros((), RECORD)
 
     def _put(self, place: int, record: NDArray[np.void]) -> None:
         record["crc"] = crc_of(record.tobytes())
@@ -248,7 +244,7 @@ class Keep:
             record["kept"] = now
             self._put(place, record)
         for place in np.flatnonzero(used & (self._fields["kept"] < now - self._meta.days * _DAY)).tolist():
-            self._clear(place)
+            self._free(place)
 
 
 def open_keep(path: Path, meta: Meta, most_bytes: int, now: Callable[[], float] = time.time) -> Keep:

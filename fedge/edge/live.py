@@ -202,7 +202,7 @@ class LiveModel:
         installed, old = home.current(), self.current.manifest
         if installed is None or installed.manifest.model == old.model:
             return None
-        if (installed.manifest.input, installed.manifest.target) != (old.input, old.target):
+        if _task(installed.manifest) != _task(old):
             return f"release {installed.version} takes or tells something else: start again to use it"
         if reason := home.started(installed.version):
             return reason
@@ -289,6 +289,11 @@ def _about_to_open(home: "Home", place: Path) -> "Installed":
     except SetupError:  # a full disk, or a home that is only read here: no reason not to answer
         return installed
     return (home.current() if changed else None) or installed
+
+
+def _task(manifest: Manifest) -> object:
+    """What the windows are and what is told of them; whoever answers may rely on it."""
+    return manifest.input, manifest.target, manifest.classes
 
 
 def _seen(manifest: Manifest, tally: _Tally) -> "Seen":

@@ -73,18 +73,15 @@ def _of_release(place: Path, version: int) -> dict[str, Any]:
 def _repository_lines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for one in found["releases"]:
-        marks = [
-            m for m, name in (("newest", "latest"), ("promoted", "promoted")) if found[name] == one["version"]
-        ]
+        version = one["version"]
         if "damaged" in one:
-            lines.append(f"{one['version']:>6}  damaged: {one['damaged']}")
+            lines.append(f"{version:>6}  damaged: {one['damaged']}")
             continue
-        created = datetime.fromtimestamp(min(one["created"], 1 << 37), UTC)
+        created = datetime.fromtimestamp(min(one["created"], _LAST_SECOND), UTC)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(one["scores"].items()))
-        said = (
-            f"{one['version']:>6}  {created:%Y-%m-%d %H:%M}  round {one['round']:<5} {one['bytes']:>9} bytes"
-        )
-        lines.append(f"{said}  {one['metric']}: {scores or '-'}{'  <- ' + ', '.join(marks) if marks else ''}")
+        said = f"{version:>6}  {created:%Y-%m-%d %H:%M}  round {one['round']:<5} {one['bytes']:>9} bytes"
+        marks = [mark for mark in ("latest", "promoted") if found[mark] == version]
+        lines.append(f"{said}  {one['metric']}: {scores or '-'}{'  <- ' if marks else ''}{', '.join(marks)}")
     soonest = min(found["expires"], key=found["expires"].__getitem__)
     return [*(lines or ["no releases"]), f"signed until {found['expires'][soonest]} ({soonest})"]
 

@@ -34,6 +34,7 @@ class _Answered:
 
     begin: float
     end: float
+    clocked: bool
     model: Model
     scores: NDArray[np.float32]
     label: float = math.nan
@@ -167,7 +168,8 @@ class Session:
     def new_input(self) -> None:
         """What comes now goes with nothing before it."""
         self.flush()
-        self._remembered.clear()
+        timed = [answered for answered in self._remembered if answered.clocked]
+        self._remembered = deque(timed, maxlen=_REMEMBERED)
         self._to_keep(lambda keep: keep.new_input())
 
     def tick(self) -> None:
@@ -269,7 +271,7 @@ class Session:
             answer["label"] = self._labels.name(label)
         self._put({**answer, "release": model.manifest.version})
         self.answered += 1
-        answered = _Answered(window.begin, window.end, model, scores)
+        answered = _Answered(window.begin, window.end, window.clocked, model, scores)
         self._remembered.append(answered)
         if label is not None:
             self._judge(answered, label)

@@ -26,6 +26,7 @@ from fedge.serving.model import Answered, Served
 
 _INLINE_SECONDS = 1e-3  # a batch that should take less is answered on the loop's thread
 _LARGEST = 256  # windows of several requests in one batch: more is no faster
+_LARGEST_BYTES = 1 << 24  # in a batch to which one more request is added
 _SHARE = 0.25  # of the budget, for one batch of several requests
 _FORGET = 0.98  # how much of what was known of the pace one more window leaves
 
@@ -47,12 +48,14 @@ class Bounds:
         budget: seconds from a request's arrival to its answer.
         threads: batches at a time.
         inline: whether short batches may be answered on the loop's thread.
+        queue_bytes: what the windows that wait may take of the memory.
     """
 
     queue: int = 1024
     budget: float = 0.02
     threads: int = 1
     inline: bool = True
+    queue_bytes: int = 1 << 26
 
 
 class Batcher:
@@ -78,6 +81,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._running = self._running_windows = 0
         self._due = False
+        self._bytes = 0  # of the windows that wait
         self.waiting, self.pace = 0, 0.0
 
     @property
@@ -99,11 +103,13 @@ class Batcher:
             RequestError: there is too much to do (503).
         """
         ahead = self.waiting + self._running_windows
-        full = self.waiting and self.waiting + len(x) > self._bounds.queue
-        if full or ahead * self.pace > self._bounds.budget * self._bounds.threads:
+        bounds = self._bounds
+        full = self.waiting + len(x) > bounds.queue or self._bytes + x.nbytes > bounds.queue_bytes
+        if (self.waiting and full) or ahead * self.pace > bounds.budget * bounds.threads:
             raise RequestError(503, f"too busy: {ahead} windows are ahead of this request; try again later")
         self._jobs.append(_Job(x, done))
         self.waiting += len(x)
+        self._bytes += x.nbytes
         if not self._due and self._running < self._bounds.threads:
             self._due = True
             self._loop.call_soon(self._turn)
@@ -127,11 +133,13 @@ class Batcher:
         if self.pace > 0:
             most = int(min(most, max(1.0, _SHARE * self._bounds.budget / self.pace)))
         batch = [self._jobs.popleft()]
-        windows = len(batch[0].x)
-        while self._jobs and windows + len(self._jobs[0].x) <= most:
+        windows, size = len(batch[0].x), batch[0].x.nbytes
+        while self._jobs and windows + len(self._jobs[0].x) <= most and size <= _LARGEST_BYTES:
             batch.append(self._jobs.popleft())
             windows += len(batch[-1].x)
+            size += batch[-1].x.nbytes
         self.waiting -= windows
+        self._bytes -= size
         return batch, windows
 
     def _start(self, batch: list[_Job], windows: int) -> None:
@@ -154,8 +162,9 @@ class Batcher:
     def _finish(
         self, batch: list[_Job], windows: int, results: list[Answered | FedgeError], seconds: float
     ) -> None:
-        old = _FORGET**windows if self.pace else 0.0
-        self.pace = old * self.pace + (1 - old) * seconds / windows
+        if not isinstance(results[0], FedgeError):  # how long a failure takes says nothing
+            old = _FORGET**windows if self.pace else 0.0
+            self.pace = old * self.pace + (1 - old) * seconds / windows
         self._observe(windows, seconds)
         for job, result in zip(batch, results, strict=True):
             job.done(result)

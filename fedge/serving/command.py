@@ -12,6 +12,7 @@ from fedge.errors import ConfigError
 if TYPE_CHECKING:
     import ssl
 
+    from fedge.serving.batcher import Bounds
     from fedge.serving.model import Served
 
 _PORT = 8000
@@ -67,7 +68,6 @@ def run(options: argparse.Namespace) -> None:
         ReleaseError: the model is damaged.
     """
     _check(options)
-    from fedge.serving.batcher import Bounds
     from fedge.serving.server import Settings, is_loopback, listen, serve
 
     tls = _tls(options)
@@ -78,9 +78,19 @@ def run(options: argparse.Namespace) -> None:
     if tls is None and not is_loopback(options.host):
         _say(f"warning: {host} is open to the network, without TLS: see --tls-cert and --bundle")
     where = f"{'http' if tls is None else 'https'}://{host}:{port}/v2/models/{quote(face.name)}"
-    print(f"serving {face.name}, release {face.version}, at {where}", flush=True)  # noqa: T201
-    bounds = Bounds(options.queue, options.budget_ms / 1000, _threads(options), inline=options.next is None)
-    serve(served, listener, Settings(bounds, grace=options.grace, tls=tls), _say)
+    settings = Settings(_bounds(options), grace=options.grace, tls=tls)
+
+    def ready() -> None:
+        print(f"serving {face.name}, release {face.version}, at {where}", flush=True)  # noqa: T201
+
+    serve(served, listener, settings, _say, ready)
+
+
+def _bounds(options: argparse.Namespace) -> "Bounds":
+    from fedge.serving.batcher import Bounds
+
+    threads = options.threads or len(os.sched_getaffinity(0))
+    return Bounds(options.queue, options.budget_ms / 1000, threads, inline=options.next is None)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -101,10 +111,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--client-ca needs --tls-cert and --tls-key")
     if options.next and not options.stage:
         raise ConfigError("--next is for --stage I/N")
-
-
-def _threads(options: argparse.Namespace) -> int:
-    return options.threads or len(os.sched_getaffinity(0))
 
 
 def _tls(options: argparse.Namespace) -> "ssl.SSLContext | None":

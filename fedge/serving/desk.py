@@ -49,8 +49,8 @@ class FrontDesk:
                 self._start(request, reply)
             else:
                 self._route(request, reply)
-        except RequestError as error:
-            reply(refusal(error))
+        except Exception as error:  # whatever it is, this client hears of it, and the others go on
+            reply(refusal(_blamed(error)))
 
     def _route(self, request: Request, reply: Reply) -> None:
         path = [part.decode("utf-8", "replace") for part in _parts(request.target)]
@@ -153,11 +153,13 @@ def _check_method(request: Request, *allowed: bytes) -> None:
         raise RequestError(405, f"the method must be {allowed[0].decode()} here")
 
 
-def _blamed(error: FedgeError) -> RequestError:
+def _blamed(error: Exception) -> RequestError:
     """Whose fault it was that there are no scores."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, PeerError):
         busy = isinstance(error, PeerRefusalError) and error.status == 503
         return RequestError(503 if busy else 502, str(error))
-    return RequestError(400 if isinstance(error, DataError) else 500, str(error))
+    if isinstance(error, FedgeError):
+        return RequestError(400 if isinstance(error, DataError) else 500, str(error))
+    return RequestError(500, f"a fault of the server: {type(error).__name__}")

@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._coming = self._current = Request()
         self._chunks: list[bytes] = []
         self._head = self._body = 0  # bytes so far of the request that is coming
+        self._burst = 0  # requests that came with one read
         self._waiting: deque[Request] = deque()
         self._since = self._loop.time()  # of whatever is waited for now
         self._in_head = False
@@ -72,7 +73,9 @@ class Connection(asyncio.Protocol):
         """Take the connection, or say that there are too many."""
         self._transport = cast("asyncio.Transport", transport)
         self._house.open.add(self)
-        if len(self._house.open) > self._limits.connections:
+        if len(self._house.open) > 2 * self._limits.connections:
+            self._transport.abort()
+        elif len(self._house.open) > self._limits.connections:
             self._refuse(RequestError(503, "too many connections: try again later"))
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
@@ -100,6 +103,7 @@ class Connection(asyncio.Protocol):
         """Read on."""
         if self._deaf:
             return
+        self._burst = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # an offer that a server need not take
@@ -168,7 +172,8 @@ class Connection(asyncio.Protocol):
         """The request is there whole."""
         if self._deaf:
             return
-        if len(self._waiting) >= self._limits.pipelined:
+        self._burst += 1
+        if self._burst > self._limits.pipelined:
             self._refuse(RequestError(503, "too many requests before their answers"))
             return
         coming = self._coming

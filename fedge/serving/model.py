@@ -51,6 +51,7 @@ class Whole:
     def __init__(self, live: LiveModel, name: str | None = None) -> None:
         self._live, self._name = live, name
         self._face = (live.current, face_of(live.current.manifest, name))
+        self._manifest = (live.current, live.current.manifest.to_bytes())
 
     @classmethod
     def open(cls, place: Path, name: str | None = None) -> "Whole":
@@ -67,7 +68,10 @@ class Whole:
 
     def manifest(self) -> bytes:
         """See :class:`Served`."""
-        return self._live.current.manifest.to_bytes()
+        model = self._live.current
+        if self._manifest[0] is not model:
+            self._manifest = (model, model.manifest.to_bytes())
+        return self._manifest[1]
 
     def ready(self) -> bool:
         """See :class:`Served`."""

@@ -101,8 +101,9 @@ def parse_inference(body: bytes, json_size: int | None, face: Face, limits: Limi
     size = len(body) if json_size is None else json_size
     if size > len(body):
         raise RequestError(400, f"Inference-Header-Content-Length is {size}; the body has {len(body)} bytes")
-    if size < len(body) and size > limits.json_bytes:
-        raise RequestError(413, f"the JSON before binary data may have {limits.json_bytes} bytes, not {size}")
+    most = limits.json_bytes if size == len(body) else limits.json_head_bytes
+    if size > most:
+        raise RequestError(413, f"the JSON may have {most} bytes, not {size}: send the data in binary")
     head = _remembered(body[:size]) if size <= _REMEMBERED else _head(body[:size])
     _check_fits(head, face, limits)
     x = converted(_tensor(head, body, json_size), face.input)

@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import ipaddress
+import resource
 import signal
 import socket
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fedge.errors import SetupError
@@ -19,7 +21,8 @@ from fedge.serving.metrics import Counts
 from fedge.serving.model import Served
 
 _BACKLOG = 1024
-_SWEEP_SECONDS = _FOLLOW_SECONDS = 1.0
+_OTHER_FILES = 256
+_SWEEP_SECONDS = 1.0
 _STEP = 0.05  # seconds between two looks at what is still open, while the server ends
 
 
@@ -32,12 +35,14 @@ class Settings:
         limits: of requests.
         grace: seconds that requests in progress have once the server ends.
         tls: None for none.
+        follow: seconds between two looks for a newer model.
     """
 
     bounds: Bounds = field(default_factory=Bounds)
     limits: Limits = field(default_factory=Limits)
     grace: float = 10.0
     tls: ssl.SSLContext | None = None
+    follow: float = 1.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,19 +67,44 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(served: Served, listener: socket.socket, settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun; ``say`` hears what happens to the model."""
+def serve(
+    served: Served,
+    listener: socket.socket,
+    settings: Settings,
+    say: Callable[[str], None],
+    ready: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun.
+
+    Args:
+        served: what answers.
+        listener: where clients connect.
+        settings: how.
+        say: is told what happens to the model.
+        ready: is called once requests are taken.
+    """
     import uvloop
 
     async def until_signal() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        _allow_files(settings.limits.connections)
         gc.freeze()  # what is here now stays: it need not be looked at again and again
-        await serve_until(stop, served, listener, settings, say)
+        await serve_until(stop, served, listener, settings, say, ready)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_signal())
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process have enough open files for its connections, if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def serve_until(
@@ -83,6 +113,7 @@ async def serve_until(
     listener: socket.socket,
     settings: Settings,
     say: Callable[[str], None],
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
     """The same until ``stop`` is set, within a loop that runs."""
     loop, counts = asyncio.get_running_loop(), Counts()
@@ -98,7 +129,9 @@ async def serve_until(
         server = await loop.create_server(
             lambda: Connection(house), sock=listener, ssl=settings.tls, backlog=_BACKLOG
         )
-        keepers = [asyncio.create_task(t) for t in (_sweep(house), _follow(served, counts, follower, say))]
+        following = _follow(served, counts, follower, settings.follow, say)
+        keepers = [asyncio.create_task(work) for work in (_sweep(house), following)]
+        ready()
         await stop.wait()
         desk.ready, house.closing = False, True
         server.close()
@@ -117,7 +150,7 @@ async def _sweep(house: House) -> None:
 
 
 async def _follow(
-    served: Served, counts: Counts, thread: ThreadPoolExecutor, say: Callable[[str], None]
+    served: Served, counts: Counts, thread: ThreadPoolExecutor, every: float, say: Callable[[str], None]
 ) -> None:
     """Take a newer model when there is one."""
     while True:
@@ -125,7 +158,7 @@ async def _follow(
         if said := await asyncio.get_running_loop().run_in_executor(thread, served.follow):
             say(said)
         counts.swaps += served.face() is not before
-        await asyncio.sleep(_FOLLOW_SECONDS)
+        await asyncio.sleep(every)
 
 
 async def _finish(house: House, grace: float) -> None:

@@ -1,6 +1,7 @@
 """Started by Flower itself (``flwr run .``): settings come from the run config, progress goes to its log."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,25 @@ from fedge.simulation.world import build_world, config_of
 def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     """The whole life of a model over ``grid``.
 
-    Run config: ``scenario``, any setting as a dotted key (``rounds.rounds = 5``), and ``out``, a folder.
+    Where Flower simulates fewer nodes than there are clients, the first of them take part, as with
+    ``fedge simulate --clients``. Run config: ``scenario``, ``seed`` or any other setting as a dotted key,
+    ``set`` (settings as ``--set`` takes them, with spaces between), and ``out``, a folder.
 
     Raises:
-        ConfigError: Flower was started with another number of nodes than the scenario has clients.
+        ConfigError: Flower was started with more nodes than the scenario has clients.
     """
     repeatable()
-    config = config_of(run_config)
-    world = build_world(config)
-    nodes, clients = len(list(grid.get_node_ids())), len(world.roles.participants)
-    if nodes != clients:
-        raise ConfigError(
-            f"Flower simulates {nodes} nodes, the scenario has {clients} clients that take part; "
-            f"set the federation's number of SuperNodes to {clients}"
-        )
-    out = fresh_folder(Path(str(run_config["out"])) if "out" in run_config else None, config.scenario)
+    config, terminal = config_of(run_config), Terminal()
+    world, nodes = build_world(config), len(list(grid.get_node_ids()))
+    clients = len(world.roles.participants)
+    if nodes > clients:
+        raise ConfigError(f"Flower simulates {nodes} nodes; {clients} clients take part in the scenario")
+    if nodes < clients:
+        config = replace(config, data=replace(config.data, clients=nodes))
+        world = build_world(config)
+        text = f"{nodes} of {clients} clients take part; --federation-config 'num-supernodes={clients}': all"
+        terminal.event("note", text=text)
+    out = fresh_folder(Path(str(run_config["out"])) if run_config.get("out") else None, config.scenario)
     with Journal(out / JOURNAL) as journal, JsonlSink(out / "metrics.jsonl") as sink:
         bind(journal, config, resume=False)
-        live(grid, world, out, journal, Tee(Terminal(), sink), engine="flower")
+        live(grid, world, out, journal, Tee(terminal, sink), engine="ray")

@@ -218,11 +218,6 @@ def some_workers(
         yield workers
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def fitting(wanted: int, clients: int, free: int) -> int:
     """How many workers there will be: no more than clients, and than ``free`` bytes have room for.
 

@@ -1,6 +1,7 @@
 """The simulated world: everyone's data on one machine, who is who, and a device for each client."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -324,8 +325,9 @@ def config_of(run_config: Mapping[str, Any]) -> Config:
     """The settings in Flower's run config: all of them as JSON, or a scenario with dotted overrides."""
     if CONFIG in run_config:
         return config_from(str(run_config[CONFIG]))
-    overrides = {k: v for k, v in run_config.items() if k not in ("scenario", "out")}
-    return load_config(str(run_config.get("scenario", "watch")), overrides)
+    overrides = {k: v for k, v in run_config.items() if k not in ("scenario", "set", "out")}
+    settings = shlex.split(str(run_config.get("set", "")))
+    return load_config(str(run_config.get("scenario", "watch")), overrides, settings)
 
 
 @lru_cache(maxsize=1)

@@ -84,7 +84,7 @@ class Life:
     def round(self, name: str, part: Path) -> Round:
         """A device's rounds, as in its process."""
         enrolment = Enrolment.load(self.home / "devices" / name)
-        return Round(enrolment, enrolment.signing_key(), DataSource(part), MemoryStore(), 0.01)
+        return Round(enrolment, enrolment.signing_key(), DataSource(part), MemoryStore(), self.root / "models" / name, 0.01)
 
     def unkilled(self) -> FederationState:
         """The same rounds in this process, from the same student, with nothing killed."""

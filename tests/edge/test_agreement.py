@@ -154,6 +154,19 @@ def test_few_windows_say_nothing(count: int) -> None:
     assert judge(*opened(2, shuffled(2)), current(), few).code == "no_windows"
 
 
+def test_device_that_knows_the_shape_of_its_windows_takes_no_other() -> None:
+    empty = replace(NONE, x=NONE.x[:, :5])
+    assert judge(*opened(2), None, GateInputs(empty, latency_factor=None)).code == "does_not_fit"
+
+
+def test_device_that_knows_nothing_of_its_windows_goes_by_the_self_test() -> None:
+    bare = GateInputs(latency_factor=None)
+    assert judge(*opened(2), None, bare).code == "no_windows"
+    made, _ = opened(2)
+    decision = judge(made, content_of(300), None, bare)
+    assert (decision.taken, decision.code, decision.windows) == (False, "self_test", 0)
+
+
 def test_first_model_has_nothing_to_agree_with() -> None:
     assert judge(*opened(2), None, RECENT).code == "no_current"
     broken = OpenRelease(

@@ -1,5 +1,7 @@
 """A device's home: there is a model whatever happens to the disk, and what fails live goes back by itself."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -318,3 +320,11 @@ def test_models_answer(home: Home) -> None:
     x = np.ones((1, 8, 2), np.float32)
     expected = Runtime(model(weights=weights_of(2)).SerializeToString()).predict(x)
     assert (Runtime(found.model).predict(x) == expected).all()
+
+
+def test_device_that_only_answers_loads_nothing_of_what_updates() -> None:
+    command = "import sys; from fedge.edge import home; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True)
+    modules = set(loaded.stdout.split())
+    assert "fedge.edge.home" in modules
+    assert not modules & {"tuf", "securesystemslib", "urllib3", "cryptography", "onnxruntime", "ssl"}

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 from fedge.cli import main
 from fedge.data import load_client
 from fedge.data.kept import Meta, recent
-from fedge.edge.disk import FolderDisk
+from fedge.edge.disk import FolderDisk, MemoryDisk
 from fedge.edge.home import Home
 from fedge.edge.inputs import Stop, lines
 from fedge.edge.keep import Keep
 from fedge.edge.keep_files import FolderFiles
 from fedge.edge.lines import MAX_LINE
-from fedge.edge.live import LiveModel
+from fedge.edge.live import LiveModel, open_model
 from fedge.edge.session import Complaints, Session
 from fedge.edge.stream import Window
 from fedge.metrics import accuracy, threshold
@@ -212,6 +213,16 @@ def test_bad_lines_are_said_counted_and_left_out(
     assert "2 samples left out" in said
 
 
+def test_lines_that_cannot_be_read_count_as_samples_that_are_missing(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran]
+) -> None:
+    rows = [f"{a},{b}" for a, b in samples(32).tolist()]
+    for bad, begins in ((["?"], [0, 8, 17, 25]), (["?", "?"], [0, 12, 20])):
+        text = ["a,b", *rows[:10], *bad, *rows[10:]]
+        _, answers, _ = infer(release, file_of(tmp_path / "a.csv", text), "--step", TIME)
+        assert [a["from"] for a in answers] == begins
+
+
 def test_window_of_nan_is_left_out_and_the_others_answered(
     tmp_path: Path, release: Path, infer: Callable[..., Ran]
 ) -> None:
@@ -338,6 +349,39 @@ def test_what_was_seen_is_kept_and_learned_from(
     assert "19 kept, 12 of them with a label" in said
 
 
+@pytest.mark.parametrize(("timed", "judged"), [(True, 2), (False, 1)])
+def test_later_label_reaches_an_earlier_file_only_by_its_timestamps(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran], timed: bool, judged: int
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in range(2):
+        rows = [{"a": 1.0, "b": 2.0} | ({"timestamp": file * TIME + i} if timed else {}) for i in range(TIME)]
+        text = [json.dumps(row) for row in rows]
+        late = ['{"label": "x", "from": 0, "to": 100}'] if file else []
+        file_of(folder / f"{file}.jsonl", text + late)
+    _, answers, said = infer(release, folder)
+    assert len(answers) == 2
+    assert f"on {judged} with a label" in said
+
+
+def test_answers_are_put_as_the_release_says_that_gave_them() -> None:
+    disk, answers = MemoryDisk(), []
+    content, said = scorer()
+    changes = {name: getattr(said, name) for name in ("classes", "metric", "self_test")}
+    home = install(disk, 1, content, threshold=2.0, **changes)
+    live = LiveModel(open_model(replace(said, version=1), content), home, home.stamp())
+    session = Session(live, answers.append, print)
+    for version in (1, 2):
+        other = weighted(WEIGHTS[:, :1] * np.float32(1 + version))
+        if version == 2:
+            install(disk, 2, other, threshold=5.0, **changes)
+        session.tick()
+        session.take(Window(windows(1)[0], 0, 0, 1, False, None, (None,), 0))
+    session.close()
+    assert [(a["release"], a["threshold"]) for a in answers] == [(1, 2.0), (2, 5.0)]
+
+
 def test_keeping_that_fails_does_not_keep_it_from_answering(tmp_path: Path, release: Path) -> None:
     answers: list[dict[str, Any]] = []
     said: list[str] = []
@@ -358,7 +402,7 @@ def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     """The command as a process of its own, with pipes."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fedge", "infer", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

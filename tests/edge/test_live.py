@@ -268,8 +268,10 @@ def test_what_an_earlier_model_did_is_not_held_against_the_next() -> None:
     live.follow()
     live.count(model, errors=5)
     live.judge(model, scores[0], 0.0)
+    live.predict(windows(1))
     live.close()
-    assert all(seen.version == 1 and not seen.errors for seen in home.told)
+    (seen,) = home.told
+    assert (seen.version, seen.answers, seen.errors, seen.windows) == (2, 1, 0, 0)
 
 
 def test_damaged_home_is_said_and_the_model_goes_on() -> None:

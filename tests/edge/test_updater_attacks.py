@@ -20,15 +20,18 @@ from release.simulator import (
     seeded_keys,
     stretch,
 )
+from tuf.api.metadata import TargetFile
 
+from fedge.edge.codes import NotTakenError
 from fedge.edge.disk import FolderDisk
 from fedge.edge.home import Home
 from fedge.edge.sources import FetchError, FolderSource, PackageSource
+from fedge.edge.trusted import Offer
 from fedge.edge.updater import Outcome, Updater
-from fedge.release import delta
+from fedge.release import _tuf, delta
 from fedge.release.offline import create
 from fedge.release.package import parse_package
-from fedge.release.pointer import LATEST, PROMOTED
+from fedge.release.pointer import LATEST, PROMOTED, Pointer
 
 from .lab import FEDERATION, INPUTS, Device, Federation, answers, content_of, shuffled, weights_of
 
@@ -272,6 +275,48 @@ def test_key_compromise_of_all_online_keys_gets_never_below_the_promoted_release
         refused(device, attacked, 3)
         assert new.update(attacked).version == 3, "even a device that knows nothing yet"
         assert new.version == 3
+
+
+def test_key_compromise_of_all_online_keys_does_not_exchange_the_promoted_release(
+    federation: Federation, device: Device
+) -> None:
+    """What the offline key says of a file counts more than what the stolen one says."""
+    federation.good(3)
+    federation.promote(3)
+    attacked = federation.copy("attacked")
+    forge(attacked, online(federation.keys, *ALL), federation.now, federation.made(3, weights_of(30)))
+    assert refused(device, attacked).code in {"altered", "too_long"}
+
+
+def test_promoted_release_whose_files_the_offline_key_does_not_name_is_not_taken(
+    federation: Federation, tmp_path: Path
+) -> None:
+    federation.promote(2)
+    attacked = federation.copy("attacked")
+    path = attacked / "metadata" / chain_of(attacked).targets
+    lists = _tuf.parse(_tuf.Targets, path.read_bytes(), path.name).signed
+    lists.targets = {PROMOTED: lists.targets[PROMOTED]}
+    path.write_bytes(_tuf.sign(lists, federation.keys.targets))
+    forge(attacked, online(federation.keys, *ALL), federation.now)
+    for insist in (True, False):
+        careful = Device(federation, tmp_path / f"careful{insist}", insist=insist)
+        outcome = careful.update(attacked)
+        assert outcome.taken is not insist, "who does not insist takes what the rounds signed"
+        assert not insist or outcome.code == "not_signed"
+
+
+def test_file_that_is_signed_as_longer_than_a_device_reads_is_not_fetched() -> None:
+    class Never:
+        def fetch(self, path: str, limit: int) -> bytes:
+            raise AssertionError((path, limit))
+
+    pointer = Pointer(3)
+    target = TargetFile.from_data(pointer.model, b"12345")
+    target.length = 1 << 40
+    offer = Offer(pointer, {pointer.model: target}, Never())
+    with pytest.raises(NotTakenError) as told:
+        offer.fetch(pointer.model, 1 << 26)
+    assert told.value.code == "too_long"
 
 
 @pytest.mark.parametrize("name", [PROMOTED, LATEST])

@@ -324,7 +324,7 @@ def test_root_not_signed_by_the_one_before_and_itself_is_refused(scene: Scene, s
         root.add_key(_tuf.public_key(THIEF), role)
     content = _tuf.sign(root, *(known[name] for name in signers))
     (scene.mirror / "metadata" / "2.root.json").write_bytes(content)
-    with pytest.raises(SignatureError):
+    with pytest.raises(SignatureError, match=r"2\.root\.json is not signed"):
         read_trust(scene.mirror)
     scene.check_refused(UnsignedMetadataError)
 

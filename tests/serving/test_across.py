@@ -1,7 +1,6 @@
 """Several servers as one model: killed, stopped, started again, on another release."""
 
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -23,7 +22,7 @@ from fedge.serving.peer import Address, PeerError
 
 from .build import Fake, ask, get, running, windows, write_release
 from .hostile_peer import hangs, misbehaving
-from .test_server import start
+from .test_server import metric, start
 
 
 @contextmanager
@@ -60,11 +59,6 @@ def test_results_are_in_order_whichever_device_answers_and_when() -> None:
     assert one.batches
     assert two.batches
     assert sum(one.batches) + sum(two.batches) >= 1018
-
-
-def metric(port: int, name: str) -> float:
-    (found,) = re.findall(rf"^{name} (\S+)$", ask(port, get("/metrics")).body.decode(), re.MULTILINE)
-    return float(found)
 
 
 @contextmanager

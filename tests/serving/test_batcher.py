@@ -16,7 +16,7 @@ from fedge.serving.batcher import Batcher, Bounds
 from fedge.serving.metrics import Counts
 from fedge.serving.model import Answered
 
-from .build import Fake, windows
+from .build import WINDOW_BYTES, Fake, windows
 
 INLINE, THREADS = Bounds(), Bounds(inline=False)
 
@@ -143,6 +143,33 @@ def test_a_full_queue_refuses_and_takes_again_once_it_is_not() -> None:
         assert len(await desk.all()) == 5
 
     run(served, Bounds(queue=6, inline=False), work)
+
+
+def test_large_windows_fill_the_queue_by_their_bytes() -> None:
+    served = Fake()
+    served.hold.clear()
+
+    async def work(desk: Desk) -> None:
+        for _ in range(3):
+            desk.submit(windows(2))
+            await asyncio.sleep(0)
+        with pytest.raises(RequestError):
+            desk.submit(windows(2))
+        served.hold.set()
+        await desk.all()
+        desk.submit(windows(2))
+        await desk.all()
+
+    run(served, Bounds(queue_bytes=4 * WINDOW_BYTES, inline=False), work)
+
+
+def test_how_long_a_failure_takes_says_nothing_of_the_pace() -> None:
+    async def work(desk: Desk) -> None:
+        desk.submit(windows(1))
+        await desk.all()
+        assert desk.batcher.pace == 0.5
+
+    run(Fake(fails=lambda x: ReleaseError("no")), THREADS, work, pace=0.5)  # noqa: ARG005
 
 
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:

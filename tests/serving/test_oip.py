@@ -19,7 +19,7 @@ FACE = Face(
 )
 NUMBER = Face("m", 7, FACE.input, Tensor("scores", "FP32", (1,)), "a" * 64)
 PART = Face("m", 7, Tensor("t", "UINT8", (12,)), FACE.output, "a" * 64)
-LIMITS = Limits(windows=8, json_bytes=1024)
+LIMITS = Limits(windows=8, json_head_bytes=1024)
 X = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
 
 
@@ -194,6 +194,7 @@ def test_json_that_would_swell_in_memory_is_refused_before_it_is_parsed() -> Non
     assert "{" in refused(b'{"inputs": [' + b"{}," * 300 + b"]}", status=413)
     assert '"' in refused(b'{"inputs": [' + b'"ab",' * 3000 + b"]}", status=413)
     assert "1024" in refused(b" " * 2000 + b"x" * 8, 2000, status=413)
+    assert "2097152" in refused(b" " * 2_100_000, status=413)
 
 
 def test_the_same_small_head_is_read_once() -> None:
@@ -305,5 +306,5 @@ def test_metadata_say_what_the_model_takes() -> None:
 def test_binary_size_is_in_the_limits() -> None:
     """The largest request that is taken must fit into the largest body that is read, as FP64."""
     limits = Limits()
-    assert limits.body_bytes >= 8 * limits.values + limits.json_bytes
+    assert limits.body_bytes >= 8 * limits.values + limits.json_head_bytes
     assert FACE.most(limits) * math.prod(SHAPE) <= limits.values

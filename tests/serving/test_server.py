@@ -1,6 +1,7 @@
 """A whole server: the protocol's paths, tritonclient, overload, swaps and the end."""
 
 import asyncio
+import itertools
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,10 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 from edge.build import CLASSES, TIME, WEIGHTS
+from edge.releases import install, weighted
 
+from fedge.edge.disk import FolderDisk
+from fedge.edge.runtime import Runtime
 from fedge.errors import DataError, SetupError
 from fedge.serving.batcher import Bounds
 from fedge.serving.limits import Limits
+from fedge.serving.model import Whole
 from fedge.serving.server import Settings, is_loopback, listen
 
 from .build import (
@@ -265,44 +271,42 @@ def test_overload_is_refused_at_once_and_what_was_taken_is_answered() -> None:
 
 
 def test_swaps_under_load_fail_no_request(tmp_path: Path, wide: bool) -> None:
-    """Every answer is one model's, whole, and says which one."""
+    """Releases go into a home while clients ask: every answer is one release's, whole, and says which."""
     swaps = 100 if wide else 20
-    releases = [write_release(tmp_path / f"{v}", v, np.roll(WEIGHTS, v, axis=1)) for v in (1, 2, 3)]
-    served = whole(tmp_path / "first")
-    opened = [whole_of(release) for release in releases]
-    x = windows(2)
-    by_version = {live.current.manifest.version: live.predict(x)[1] for live in opened}
-    answers: list[tuple[int, bytes]] = []
-    stop = threading.Event()
+    x, disk = windows(2), FolderDisk(tmp_path)
+    models = [weighted(np.roll(WEIGHTS, shift, axis=1)) for shift in range(3)]
+    scores = [Runtime(content).predict(x).tobytes() for content in models]
+    install(disk, 1, models[1])
+    stop, answers = threading.Event(), deque[tuple[int, bytes]](maxlen=10_000)
 
-    def client(port: int) -> None:
+    def client(port: int) -> int:
         with Raw(port) as raw:
-            while not stop.is_set():
+            for count in itertools.count():
+                if stop.is_set():
+                    return count
                 said = raw.ask(infer_request(x))
                 assert said.status == 200, said.body
                 size = int(said.headers["inference-header-content-length"])
-                answers.append((int(json.loads(said.body[:size])["model_version"]), said.body[size:]))
+                version = int(json.loads(said.body[:size])["model_version"])
+                assert said.body[size:] == scores[version % 3]
+                answers.append((version, said.body[size:]))
+        raise AssertionError
 
-    served._live.current = opened[0].current
-    with running(served) as port, ThreadPoolExecutor(4) as pool:
+    settings = Settings(grace=2, follow=0.02)
+    with running(Whole.open(tmp_path), settings) as port, ThreadPoolExecutor(4) as pool:
         clients = [pool.submit(client, port) for _ in range(4)]
-        for swap in range(swaps):
-            seen = len(answers)
-            served._live.current = opened[swap % 3].current
-            while len(answers) < seen + 8 and not any(one.done() for one in clients):
+        for version in range(2, swaps + 2):
+            install(disk, version, models[version % 3])
+            while not any(one.done() for one in clients) and (not answers or answers[-1][0] != version):
                 time.sleep(0.001)
         stop.set()
-        for one in clients:
-            one.result()
-    assert {version for version, _ in answers} == {1, 2, 3}
-    for version, content in answers:
-        assert content == by_version[version].tobytes()
+        assert all(one.result() > swaps for one in clients)
+        assert metric(port, "fedge_serve_swaps_total") == swaps
 
 
-def whole_of(folder: Path) -> Any:
-    from fedge.edge.live import LiveModel
-
-    return LiveModel.open(folder)
+def metric(port: int, name: str) -> float:
+    (found,) = re.findall(rf"^{name} (\S+)$", ask(port, get("/metrics")).body.decode(), re.MULTILINE)
+    return float(found)
 
 
 def test_a_model_that_fails_says_so_and_the_server_goes_on() -> None:
@@ -399,13 +403,16 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: int) -> None:
 
 def test_the_command_loads_neither_torch_nor_flwr(tmp_path: Path) -> None:
     code = (
-        "import sys, threading, os, signal; from fedge.cli import main\n"
-        "threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "import sys; from fedge.cli import main\n"
         f"code = main(['serve', {str(write_release(tmp_path))!r}, '--port', '0'])\n"
         "print(sorted({'torch', 'flwr', 'onnx', 'tuf', 'uvicorn'} & set(sys.modules)), code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = int(re.findall(r":(\d+)/", process.stdout.readline())[0])
+    assert ask(port, infer_request(windows(1))).status == 200
+    process.terminate()
+    assert process.communicate(timeout=30)[0] == "[] 0\n"
 
 
 def test_it_says_when_anybody_may_connect(tmp_path: Path) -> None:
