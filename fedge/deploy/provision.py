@@ -92,7 +92,7 @@ def _create(options: argparse.Namespace) -> None:
     _say(f"to the server machine: {options.folder / 'server'}")
     if count:
         _say(f"to each device, by a way that you trust: {options.folder / 'devices'}/NAME.fedge")
-    _say(f"keep safe, and off both: {options.folder / 'ca.key'}")
+    _say(f"keep safe, and off both: {options.folder / 'ca.key'} and {options.folder / 'offline'}")
 
 
 def _add(options: argparse.Namespace) -> None:
