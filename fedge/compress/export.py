@@ -27,6 +27,7 @@ from fedge.preprocess import Preprocess
 Arrays = Mapping[str, NDArray[np.float32]]
 
 _SMALLEST = np.float32(1e-8)
+_HEAD = "head"
 _UNSIGNED = 128
 """From int8 to uint8. The numbers stay the same; x86 is quick only with activations that have no sign."""
 
@@ -50,7 +51,7 @@ def export_int8(spec: StudentSpec, arrays: Arrays, scales: Scales, preprocess: P
         x, before = _rounded(graph, y, layer.name, scales, layer.shape), layer.name
     x = graph.node("GlobalAveragePool", [x], "pooled")
     x = _rounded(graph, x, "mean", scales, (spec.features, *[1] * len(spec.size)))
-    head = _weights(graph, "head", arrays["head.weight"], arrays["head.bias"], scales["mean"])
+    head = _weights(graph, _HEAD, arrays["head.weight"], arrays["head.bias"], scales["mean"])
     return _finished(spec, graph, [x, *head], prepared)
 
 
@@ -130,18 +131,29 @@ def _clipped(graph: Graph, tensor: str, name: str, scales: Scales, shape: tuple[
 def _weights(
     graph: Graph, layer: str, weight: NDArray[np.float32], bias: NDArray[np.float32], step_in: float
 ) -> tuple[str, str]:
-    """Constants of one layer's weight (int8) and bias (int32), dequantized."""
+    """One layer's weight and bias; in the file they are int8 and int32."""
     least = (np.abs(bias) / (step_in * 2.0**30)).astype(np.float32)
     ints, step = quantized_weight(weight, least)
-    zero = graph.constant(f"{layer}.weight.zero", np.zeros(len(step), np.int8))
-    w = graph.constant(f"{layer}.weight.int8", ints)
-    s = graph.constant(f"{layer}.weight.step", step)
-    w = graph.node("DequantizeLinear", [w, s, zero], f"{layer}.weight", axis=0)
     fine = step * np.float32(step_in)
-    b = graph.constant(f"{layer}.bias.int32", np.rint(bias / fine).astype(np.int32))
-    bs = graph.constant(f"{layer}.bias.step", fine)
-    bz = graph.constant(f"{layer}.bias.zero", np.zeros(len(fine), np.int32))
-    return w, graph.node("DequantizeLinear", [b, bs, bz], f"{layer}.bias", axis=0)
+    whole = np.rint(bias / fine).astype(np.int32)
+    as_floats = _multiplied if layer == _HEAD else _dequantized
+    return as_floats(graph, f"{layer}.weight", ints, step), as_floats(graph, f"{layer}.bias", whole, fine)
+
+
+def _dequantized(graph: Graph, name: str, ints: NDArray[np.integer], step: NDArray[np.float32]) -> str:
+    """Integers ``[outputs, ...]`` as floats, for an integer kernel to take as they are."""
+    whole = graph.constant(f"{name}.{ints.dtype}", ints)
+    steps = graph.constant(f"{name}.step", step)
+    zeros = graph.constant(f"{name}.zero", np.zeros(len(step), ints.dtype))
+    return graph.node("DequantizeLinear", [whole, steps, zeros], name, axis=0)
+
+
+def _multiplied(graph: Graph, name: str, ints: NDArray[np.integer], step: NDArray[np.float32]) -> str:
+    """The same floats, which ONNX Runtime makes when it opens the model, for a float kernel."""
+    whole = graph.constant(f"{name}.{ints.dtype}", ints)
+    steps = graph.constant(f"{name}.step", step.reshape(-1, *[1] * (ints.ndim - 1)))
+    floats = graph.node("Cast", [whole], f"{name}.whole", to=TensorProto.FLOAT)
+    return graph.node("Mul", [floats, steps], name)
 
 
 def _finished(spec: StudentSpec, graph: Graph, inputs: list[str], prepared: str) -> bytes:

@@ -24,7 +24,7 @@ from fedge.errors import FedgeError
 from fedge.serving._json import RequestError
 from fedge.serving.model import Answered, Served
 
-_INLINE_SECONDS = 1e-3  # a batch that should take less is answered on the loop's thread
+_INLINE_SECONDS = 0.5e-3  # a batch that should take less is answered on the loop's thread
 _LARGEST = 256  # windows of several requests in one batch: more is no faster
 _LARGEST_BYTES = 1 << 24  # in a batch to which one more request is added
 _SHARE = 0.25  # of the budget, for one batch of several requests

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fedge.serving.model import Served
 
 _PORT = 8000
+_NAME = re.compile(r"[A-Za-z0-9._ -]{1,64}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +113,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--client-ca needs --tls-cert and --tls-key")
     if options.next and not options.stage:
         raise ConfigError("--next is for --stage I/N")
+    if options.name is not None and not _NAME.fullmatch(options.name):
+        raise ConfigError(
+            f"--name {options.name!r:.80}: give 1 to 64 letters, digits, '.', '_', '-' and spaces"
+        )
 
 
 def _tls(options: argparse.Namespace) -> "ssl.SSLContext | None":

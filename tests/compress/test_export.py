@@ -221,6 +221,7 @@ def test_nothing_but_plain_operators_is_shipped(size: str) -> None:
     """In particular no normalisation: with it int8 is slower than float."""
     plain = {"Conv", "GlobalAveragePool", "Flatten", "Gemm"}
     plain |= {"Expand", "Sub", "Div", "Clip", "Transpose", "Reshape"}  # preprocessing and layout
+    plain |= {"Cast", "Mul"}  # of constants
     made = exported(size)
     rounding = {"Relu", "QuantizeLinear", "DequantizeLinear"}
     assert {n.op_type for n in _graph(made.int8).node} <= plain | rounding
@@ -235,7 +236,7 @@ def _constants(content: bytes) -> dict[str, NDArray[Any]]:
 def test_weights_are_shipped_as_int8_only(size: str) -> None:
     made = exported(size)
     spec, params, constants = made.spec, made.params, _constants(made.int8)
-    weights = {n: c for n, c in constants.items() if c.ndim > 1}
+    weights = {n: c for n, c in constants.items() if c.ndim > 1 and not n.endswith(".step")}
     assert sorted(c.shape for c in weights.values()) == sorted(
         s for s in spec.shapes().values() if len(s) > 1
     )
@@ -247,11 +248,14 @@ def test_weights_are_shipped_as_int8_only(size: str) -> None:
     outputs = {c.name: c.outputs for c in spec.convs} | {"head": spec.outputs}
     for name, step in floats.items():
         layer, *part = name.split(".")[:-1]
-        assert step.shape == ((outputs[layer],) if part else ())
+        if part == ["weight"] and layer == "head":
+            assert step.shape == (outputs[layer], 1)
+        else:
+            assert step.shape == ((outputs[layer],) if part else ())
     for layer in [c.name for c in spec.convs] + ["head"]:
         ints, steps = integer.weight_ints(params[f"{layer}.weight"].numpy())
         shipped = constants[f"{layer}.weight.int8"].astype(int)
-        np.testing.assert_allclose(constants[f"{layer}.weight.step"], steps, rtol=1e-6)
+        np.testing.assert_allclose(constants[f"{layer}.weight.step"].ravel(), steps, rtol=1e-6)
         assert np.abs(shipped - ints).max() <= 1  # a tie may fall to either side
         assert np.mean(shipped == ints) > 0.999
 
@@ -279,11 +283,10 @@ def test_onnx_runtime_really_runs_integer_kernels(
     onnxruntime.InferenceSession(made.int8, options, providers=["CPUExecutionProvider"])
     ran = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert ran.count("QLinearConv") == len(made.spec.convs)
-    assert ran.count("QGemm") == 1
-    assert not {"Conv", "FusedConv", "Gemm", "MatMul", "Relu"} & set(ran)
     assert ran.count("QLinearGlobalAveragePool") == 1
-    assert ran.count("DequantizeLinear") == 0
+    assert not {"Conv", "FusedConv", "MatMul", "Relu", "Cast", "Mul", "Expand"} & set(ran)
     assert ran.count("QuantizeLinear") == 1  # the window
+    assert ran.count("DequantizeLinear") == ran.count("Gemm") == 1  # few products are quicker in float
 
 
 @pytest.mark.parametrize("precise", [False, True])

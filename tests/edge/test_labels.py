@@ -86,3 +86,10 @@ def test_later_label_reaches_what_a_naive_loop_over_samples_says(
         elif kind is MACHINE:
             expected = all(said) and now[i] != 1
         assert reached == expected
+
+
+def test_window_that_was_called_anomalous_stays_so_when_the_rest_is_called_normal() -> None:
+    begin, now = np.array([0.0, 2.0, 4.0]), np.array([math.nan, 1.0, 0.0])
+    assert MACHINE.reached(0, 0, 9, begin, begin + 1, now).tolist() == [True, False, True]
+    assert MACHINE.reached(1, 0, 9, begin, begin + 1, now).all()
+    assert ACTIVITY.reached(0, 0, 9, begin, begin + 1, now).all()
