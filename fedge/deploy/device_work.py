@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -215,13 +216,14 @@ class Round:
         """Answer a task; see ``client_round`` for what it raises."""
         import torch
 
+        from fedge.data import kept
         from fedge.edge.disk import FolderDisk
         from fedge.federated import client
         from fedge.federated.consider import Releases
         from fedge.seeding import derive
 
         torch.set_num_threads(1)
-        e = self.enrolment
+        e, source = self.enrolment, self.source.path
         device = client.Device(
             id=e.name,
             key=self.key,
@@ -232,6 +234,7 @@ class Round:
                 self.margin,
                 timed=True,
                 promoted_only=self.promoted_only,
+                recent=partial(kept.recent, source) if kept.is_kept(source) else None,
                 disk=FolderDisk(self.home),
             ),
             seed=derive(0, "device", e.federation, e.name),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedge.data.types import ClientData
 from fedge.edge.disk import Disk
@@ -31,6 +32,8 @@ class Releases:
         margin: how much worse than the current model a release may score here.
         timed: whether the gate measures how long a window takes; a simulation does not.
         promoted_only: take only what was promoted with the offline key.
+        recent: windows ``[n, *shape]`` that the device saw lately, labelled or not, for a gate without labels;
+            ``None``: those that it learns from.
         disk: the device's home; ``None``: it is part of the client's state (a simulation).
         now: Unix time in seconds, for what expires.
     """
@@ -39,6 +42,7 @@ class Releases:
     margin: float
     timed: bool = False
     promoted_only: bool = False
+    recent: Callable[[], NDArray[np.float32]] | None = None
     disk: Disk | None = None
     now: Callable[[], int] = lambda: int(time.time())
 
@@ -75,7 +79,8 @@ def _opened(package: bytes, home: Home) -> PackageSource:
 
 
 def _test(releases: Releases, data: ClientData) -> GateInputs:
-    recent = np.concatenate([data.train.x, data.judge.x])[-_RECENT:]
+    own = np.concatenate([data.train.x, data.judge.x])[-_RECENT:]
+    recent = own if releases.recent is None else releases.recent()
     timed = GateInputs(data.later, recent, releases.margin)
     return timed if releases.timed else GateInputs(data.later, recent, releases.margin, latency_factor=None)
 

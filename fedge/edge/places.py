@@ -1,0 +1,113 @@
+"""Opening a model at a place: a device's home, the folder of a release, or an ``.onnx`` file."""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedge.edge.runtime import Runtime
+from fedge.errors import FedgeError, ReleaseError, SetupError
+from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, Manifest, parse
+
+if TYPE_CHECKING:
+    from fedge.edge.home import Home, Installed
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A release that is open and answers."""
+
+    manifest: Manifest
+    runtime: Runtime
+
+
+def is_home(place: Path) -> bool:
+    """Whether a device's home may be at ``place``: a folder that is not the folder of a release."""
+    return place.is_dir() and not (place / "manifest.json").exists()
+
+
+def open_model(manifest: Manifest, content: bytes) -> Model:
+    """Open a model whose manifest has been parsed.
+
+    Raises:
+        ReleaseError: it is not the one that the manifest names, does not open, or has other sizes.
+    """
+    if hashlib.sha256(content).hexdigest() != manifest.model.sha256:
+        raise ReleaseError("the model is not the one that its manifest names: damaged, or of another release")
+    runtime = Runtime(content)
+    if (runtime.window, runtime.outputs) != (manifest.input.shape, manifest.outputs):
+        found, said = f"{runtime.window}, {runtime.outputs}", f"{manifest.input.shape}, {manifest.outputs}"
+        raise ReleaseError(f"the model has windows and outputs {found}; its manifest says {said}")
+    return Model(manifest, runtime)
+
+
+def open_files(place: Path) -> Model:
+    """Open the folder of a release, or an ``.onnx`` file with ``manifest.json`` beside it.
+
+    Who signed it is not asked: ``fedge release verify`` does that.
+
+    Raises:
+        SetupError: a file is missing or cannot be read.
+        ReleaseError: as for :func:`open_model`.
+    """
+    model = place / "model.onnx" if place.is_dir() else place
+    manifest = parse(_read(model.with_name("manifest.json"), MAX_MANIFEST_BYTES))
+    return open_model(manifest, _read(model, MAX_MODEL_BYTES))
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A file's content, of which no more is read than ``limit`` and one byte."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        hint = (
+            "give a device's home (it has no model before its first release), the folder of a release, or an "
+            ".onnx file with manifest.json beside it"
+        )
+        raise SetupError(f"{path}: cannot be read ({error.strerror}); {hint}") from None
+    if len(content) > limit:
+        raise ReleaseError(f"{path}: has more than {limit} bytes, the limit for such a file")
+    return content
+
+
+def home_at(place: Path) -> "Home":
+    """The home at ``place``; nothing is read yet."""
+    from fedge.edge.disk import FolderDisk
+    from fedge.edge.home import Home
+
+    return Home(FolderDisk(place))
+
+
+def open_home(home: "Home", place: Path) -> Model:
+    """Open the home's current model; where that does not open, the one before it.
+
+    Raises:
+        SetupError: it holds none, or cannot be read.
+        ReleaseError: none of them opens.
+    """
+    installed = _about_to_open(home, place)
+    try:
+        return open_model(installed.manifest, installed.model)
+    except ReleaseError:
+        with contextlib.suppress(FedgeError):
+            home.rollback()
+        before = home.current()
+        if before is None or before.version == installed.version:
+            raise
+        return open_model(before.manifest, before.model)
+
+
+def _about_to_open(home: "Home", place: Path) -> "Installed":
+    """The home's current model, once the home knows that a process starts with it."""
+    installed = home.current()
+    if installed is None:
+        below = sorted(place.glob("v[0-9]*")) or sorted(place.glob("releases/v[0-9]*"))
+        hint = f"; is {below[-1]} meant?" if below else ""
+        raise SetupError(f"{place}: holds no release yet, and is not the folder of one{hint}")
+    try:
+        changed = home.started(installed.version)
+    except SetupError:  # a full disk, or a home that is only read here: no reason not to answer
+        return installed
+    return (home.current() if changed else None) or installed
