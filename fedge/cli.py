@@ -132,6 +132,13 @@ def _add_simulate(commands: Any) -> None:
     simulate.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: runs/SCENARIO-001)"
     )
+    simulate.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,C",
+        help="run each of these values of a setting, and each combination; goes on in --out DIR",
+    )
     simulate.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     simulate.set_defaults(run=_simulate)
 
@@ -221,12 +228,23 @@ def _add_bench(commands: Any) -> None:
     edge.add_argument("--repeats", type=int, default=11, metavar="N", help="of each time (default: 11)")
     edge.add_argument("--only", default="", metavar="PARTS", help="of models,start,serve (default: all)")
     edge.set_defaults(run=_bench_edge)
-    for each in (codec, communication, learning, round_, server, edge):
+    text = "what an engine of the simulation adds to the clients' own work, beside Flower + Ray"
+    simulation = kinds.add_parser("simulation", help=text, description=text.capitalize() + ".")
+    simulation.add_argument(
+        "--clients", default="30,300,1000", metavar="N,N", help="without work (default: 30,300,1000)"
+    )
+    simulation.set_defaults(run=_bench_simulation)
+    for each in (codec, communication, learning, round_, server, edge, simulation):
         each.add_argument("--json", action="store_true", help="print one JSON object on the last line")
 
 
-def _config(options: argparse.Namespace, more: Mapping[str, Any]) -> "Config":
-    """The scenario, or the task's defaults for the user's own data, with everything that the options set."""
+def _config(
+    options: argparse.Namespace, more: Mapping[str, Any], assignments: Sequence[str] = ()
+) -> "Config":
+    """The scenario, or the task's defaults for the user's own data, with everything that the options set.
+
+    ``assignments`` (``key=value``) come after those of ``--set``.
+    """
     from fedge.config import load_config
 
     own_data = options.data is not None and options.scenario is None
@@ -236,7 +254,7 @@ def _config(options: argparse.Namespace, more: Mapping[str, Any]) -> "Config":
     keys = {"data.source": options.data, "rounds.rounds": options.rounds, **more}
     overrides = {key: value for key, value in keys.items() if value is not None}
     name = re.sub(r"[^\w.-]", "_", Path(options.data).stem)[:60] if own_data else "custom"
-    return load_config(scenario, overrides, options.set, options.task, name)
+    return load_config(scenario, overrides, [*options.set, *assignments], options.task, name)
 
 
 def _simulate(options: argparse.Namespace) -> None:
@@ -245,11 +263,24 @@ def _simulate(options: argparse.Namespace) -> None:
     from fedge.simulation.engines import check_engine
 
     check_engine(options.engine, options.workers, resume=options.resume)
-    config = _config(options, {"data.clients": options.clients, "seed": options.seed})
+    overrides = {"data.clients": options.clients, "seed": options.seed}
+    if options.sweep:
+        _sweep(options, overrides)
+        return
+    config = _config(options, overrides)
 
     from fedge.simulation.run import run
 
     run(config, options.out, resume=options.resume, engine=options.engine, workers=options.workers)
+
+
+def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    if options.resume:
+        raise InputError("--sweep goes on by itself: name its folder with --out, without --resume")
+    from fedge.simulation.sweep import grid, run_sweep
+
+    points = grid(options.sweep, lambda assignments: _config(options, overrides, assignments))
+    run_sweep(points, options.out, engine=options.engine, workers=options.workers)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -313,6 +344,18 @@ def _bench_server(options: argparse.Namespace) -> None:
     from fedge.bench import server
 
     _print_bench(server.run(options.clients), server.lines, as_json=options.json)
+
+
+def _bench_simulation(options: argparse.Namespace) -> None:
+    words = options.clients.split(",")
+    if not all(re.fullmatch("[0-9]{1,6}", word) and int(word) for word in words):
+        raise InputError(
+            f"--clients {options.clients}: give numbers with commas between, such as 30,300,1000"
+        )
+    from fedge.bench import simulation
+
+    result = simulation.run([int(word) for word in words])
+    _print_bench(result, simulation.lines, as_json=options.json)
 
 
 def _bench_edge(options: argparse.Namespace) -> None:

@@ -41,6 +41,12 @@ class Data:
         among=("natural", "skewed", "missing"),
     )
     clients: int = _setting(0, "take only the first so many participants; 0 for all", 0, 1_000_000)
+    copies: int = _setting(
+        0,
+        "simulation: further clients made of each participant, its windows through another sensor",
+        0,
+        100_000,
+    )
     later_share: float = _setting(
         0.25, "share of a client's windows, the last of each class, that it is scored on; 0: of none", 0, 0.9
     )

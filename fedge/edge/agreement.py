@@ -53,7 +53,8 @@ def likeness(old: Manifest, new: Manifest, before: Answers, after: Answers) -> L
 
 def _named(classes: Sequence[str], answers: Answers) -> NDArray[np.str_]:
     """The class of each window, by name: two releases may have them in another order."""
-    return np.array(classes)[answers.argmax(axis=1)]
+    named: NDArray[np.str_] = np.array(classes)[answers.argmax(axis=1)]
+    return named
 
 
 def _classes(was: NDArray[np.str_], now: NDArray[np.str_]) -> Likeness:
@@ -84,4 +85,5 @@ def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks about their mean."""
     _, place, ties = np.unique(x, return_inverse=True, return_counts=True)
     rank: NDArray[np.float64] = (np.cumsum(ties) - (ties - 1) / 2)[place]
-    return rank - rank.mean()
+    centred: NDArray[np.float64] = rank - rank.mean()
+    return centred

@@ -7,6 +7,7 @@ windows, or, where nobody labelled any, by how much its answers are like the cur
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ class GateInputs:
         latency_slack_us: microseconds above that which do not matter.
         latency_budget_us: more microseconds for one window are too many; None for no such limit. With neither
             factor nor budget no time is measured.
+        patience_s: a model whose first answer takes so many seconds is not asked for a second one.
         timer: how time is measured; a simulation has none of its own.
     """
 
@@ -71,6 +73,7 @@ class GateInputs:
     latency_factor: float | None = 2.0
     latency_slack_us: float = 50.0
     latency_budget_us: float | None = None
+    patience_s: float = 10.0
     timer: Timer = medians_us
 
 
@@ -183,6 +186,10 @@ def _steps(
     check_fits(manifest, labelled)
     recent = _recent(manifest, inputs)
     so_far.code = "self_test"
+    seconds = _first_answer(candidate)
+    so_far.code = "slow"
+    check_at_most("time for its first window, in seconds,", seconds, inputs.patience_s)
+    so_far.code = "self_test"
     check_self_test(manifest, candidate.runtime)
     so_far.code = "slow"
     if (times := _timed(candidate, current, inputs)) is not None:
@@ -261,6 +268,13 @@ def _recent(manifest: Manifest, inputs: GateInputs) -> NDArray[Any]:
             f"the release takes windows of shape {shape}; this device's recent ones have {found}"
         )
     return recent[-MAX_RECENT:]
+
+
+def _first_answer(candidate: OpenRelease) -> float:
+    """Seconds that one window takes: a test of many must not take for ever."""
+    window, start = candidate.manifest.self_test_windows()[:1], time.monotonic()
+    candidate.runtime.predict(window)
+    return time.monotonic() - start
 
 
 def _timed(

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, live: Answering | None = None) -> None:
         InputError: an option makes no sense, or nothing of the input can be used.
     """
     sources = None if options.input == _STREAM else files(Path(options.input))
-    if sources is None and sys.stdin.isatty():
+    if sources is None and (sys.stdin is None or sys.stdin.isatty()):
         raise DataError("give INPUT: a file, a folder, or pipe a stream of samples into standard input")
     live = live or LiveModel.open(options.model)
     with stop_signals() as stop:

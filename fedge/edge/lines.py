@@ -141,7 +141,8 @@ class Lines:
             raise DataError(_no_channel([n for n in self._columns if found.get(n) is None], list(found)))
         raw, label = found.get(_TIME), found.get(_LABEL)
         time, stamp = (None, None) if raw is None else _time(raw)
-        return Sample(_values(values, self._columns), time, stamp, None if label is None else _label(label))
+        known = None if label is None or label == "" else _label(label)
+        return Sample(_values(values, self._columns), time, stamp, known)
 
 
 class HeaderError(DataError):

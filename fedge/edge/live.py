@@ -5,14 +5,12 @@ it. Only a home ever changes. Whoever answers windows calls :meth:`LiveModel.pre
 threads as it likes, and :meth:`LiveModel.follow` about once a second.
 """
 
-import contextlib
-import hashlib
 import math
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,26 +18,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedge.edge.runtime import Runtime
-from fedge.errors import DataError, FedgeError, ReleaseError, SetupError
+from fedge.edge.places import Model, home_at, is_home, open_files, open_home, open_model
+from fedge.errors import DataError, FedgeError, ReleaseError
 from fedge.metrics import METRICS
-from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, Manifest, parse
+from fedge.release.manifest import Manifest
 
 if TYPE_CHECKING:
-    from fedge.edge.home import Home, Installed, Seen
+    from fedge.edge.home import Home, Seen
+
+__all__ = ["REPORT_SECONDS", "Answering", "Judged", "LiveModel", "Model", "open_model", "score_of"]
+
+Judged = tuple[NDArray[np.float32], float]
+"""Scores ``[outputs]`` of a window, and its label as a number."""
 
 REPORT_SECONDS = 10.0
 """How often the home is told what was seen; sooner where the model failed."""
 _LATENCIES = 256  # single windows whose time is kept between two reports
 _JUDGED = 10_000  # windows with a label that are kept between two reports
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A release that is open and answers."""
-
-    manifest: Manifest
-    runtime: Runtime
 
 
 class Answering(Protocol):
@@ -69,7 +64,7 @@ class _Tally:
     answers: int = 0
     errors: int = 0
     latency_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    judged: deque[tuple[NDArray[np.float32], float]] = field(default_factory=lambda: deque(maxlen=_JUDGED))
+    judged: deque[Judged] = field(default_factory=lambda: deque(maxlen=_JUDGED))
 
 
 class LiveModel:
@@ -101,10 +96,10 @@ class LiveModel:
             SetupError: there is nothing to open, or it cannot be read.
             ReleaseError: the manifest is malformed, or the model is not the one it names or does not open.
         """
-        if place.is_dir() and not (place / "manifest.json").exists():
-            home = _home(place)
+        if is_home(place):
+            home = home_at(place)
             stamp = home.stamp()
-            return cls(_from_home(home, place), home, stamp)
+            return cls(open_home(home, place), home, stamp)
         return cls(open_files(place))
 
     def predict(self, x: NDArray[Any]) -> tuple[Model, NDArray[np.float32]]:
@@ -216,81 +211,6 @@ class LiveModel:
         return f"release {installed.version} answers from now on"
 
 
-def open_model(manifest: Manifest, content: bytes) -> Model:
-    """Open a model whose manifest has been parsed.
-
-    Raises:
-        ReleaseError: it is not the one that the manifest names, does not open, or has other sizes.
-    """
-    if hashlib.sha256(content).hexdigest() != manifest.model.sha256:
-        raise ReleaseError("the model is not the one that its manifest names: damaged, or of another release")
-    runtime = Runtime(content)
-    if (runtime.window, runtime.outputs) != (manifest.input.shape, manifest.outputs):
-        found, said = f"{runtime.window}, {runtime.outputs}", f"{manifest.input.shape}, {manifest.outputs}"
-        raise ReleaseError(f"the model has windows and outputs {found}; its manifest says {said}")
-    return Model(manifest, runtime)
-
-
-def open_files(place: Path) -> Model:
-    """Open the folder of a release, or an ``.onnx`` file with ``manifest.json`` beside it.
-
-    Who signed it is not asked: ``fedge release verify`` does that.
-
-    Raises:
-        SetupError: a file is missing or cannot be read.
-        ReleaseError: as for :func:`open_model`.
-    """
-    model = place / "model.onnx" if place.is_dir() else place
-    manifest = parse(_read(model.with_name("manifest.json"), MAX_MANIFEST_BYTES))
-    return open_model(manifest, _read(model, MAX_MODEL_BYTES))
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """A file's content, of which no more is read than ``limit`` and one byte."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        hint = "give a device's home, the folder of a release, or an .onnx file with manifest.json beside it"
-        raise SetupError(f"{path}: cannot be read ({error.strerror}); {hint}") from None
-    if len(content) > limit:
-        raise ReleaseError(f"{path}: has more than {limit} bytes, the limit for such a file")
-    return content
-
-
-def _home(place: Path) -> "Home":
-    from fedge.edge.disk import FolderDisk
-    from fedge.edge.home import Home
-
-    return Home(FolderDisk(place))
-
-
-def _from_home(home: "Home", place: Path) -> Model:
-    """The home's current model; where that does not open, the one before it."""
-    installed = _about_to_open(home, place)
-    try:
-        return open_model(installed.manifest, installed.model)
-    except ReleaseError:
-        with contextlib.suppress(FedgeError):
-            home.rollback()
-        before = home.current()
-        if before is None or before.version == installed.version:
-            raise
-        return open_model(before.manifest, before.model)
-
-
-def _about_to_open(home: "Home", place: Path) -> "Installed":
-    """The home's current model, once the home knows that a process starts with it."""
-    installed = home.current()
-    if installed is None:
-        raise SetupError(f"{place}: holds no release yet, and is not the folder of one")
-    try:
-        changed = home.started(installed.version)
-    except SetupError:  # a full disk, or a home that is only read here: no reason not to answer
-        return installed
-    return (home.current() if changed else None) or installed
-
-
 def _task(manifest: Manifest) -> object:
     """What the windows are and what is told of them; whoever answers may rely on it."""
     return manifest.input, manifest.target, manifest.classes
@@ -300,16 +220,16 @@ def _seen(manifest: Manifest, tally: _Tally) -> "Seen":
     from fedge.edge.home import Seen
 
     latency = statistics.median(tally.latency_ns) / 1000 if tally.latency_ns else None
-    score = _score(manifest, tally)
+    score = score_of(manifest, tally.judged)
     windows = len(tally.judged) if score is not None else 0
     return Seen(manifest.version, tally.answers, tally.errors, latency, score, windows)
 
 
-def _score(manifest: Manifest, tally: _Tally) -> float | None:
-    """The release's own metric on the windows whose label became known; None where they do not define it."""
-    if not tally.judged or manifest.metric not in METRICS:
+def score_of(manifest: Manifest, judged: Sequence[Judged]) -> float | None:
+    """The release's own metric on windows whose label is known; None where they do not define it."""
+    if not judged or manifest.metric not in METRICS:
         return None
-    scores, labels = (np.array(column) for column in zip(*tally.judged, strict=True))
+    scores, labels = (np.array(column) for column in zip(*judged, strict=True))
     y = labels if manifest.target == "number" else labels.astype(np.int64)
     try:
         score = METRICS[manifest.metric](scores, y)

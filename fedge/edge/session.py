@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from fedge.edge.answers import Wording, own_threshold
 from fedge.edge.labels import Label, Labels
 from fedge.edge.lines import HeaderError, LateLabel, Lines
-from fedge.edge.live import Answering, Model
+from fedge.edge.live import Answering, Model, score_of
 from fedge.edge.stream import Cutter, Window
 from fedge.errors import DataError, ReleaseError, SetupError
-from fedge.metrics import METRICS
 from fedge.release.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ _REMEMBERED = 4096  # answers that a later label may still reach, for the watch
 _JUDGED = 20_000  # labelled answers of which the score at the end is made
 _FOLLOW_SECONDS = 1.0
 _SAID = 3
+_WRITE = "write"
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Complaints:
         self.count: Counter[str] = Counter()
 
     def add(self, kind: str, text: str) -> None:
-        """One more of this ``kind``: ``sample``, ``window``, ``label``."""
+        """One more of this ``kind``: ``sample``, ``window``, ``label``, ``write``."""
         self.count[kind] += 1
         n = self.count[kind]
         if n <= _SAID or n == 10 ** round(math.log10(n)):
@@ -121,12 +121,15 @@ class Session:
                 self.tick()
                 continue
             number += 1
+            begun = parser.begun
             try:
                 self._read_one(line, parser, cutter, file)
             except HeaderError:
                 raise
             except DataError as error:
                 self.complaints.add("sample", f"line {number} is left out: {error}")
+            if parser.unused and not begun:
+                self._say(f"columns that are not used: {', '.join(parser.unused)[:200]}")
 
     def _read_one(self, line: bytes, parser: Lines, cutter: Cutter, file: str | None) -> None:
         try:
@@ -231,12 +234,11 @@ class Session:
         """What was done, in one line."""
         model = self._live.current.manifest
         said = [f"{_number(self.answered, 'window')} answered by release {model.version}"]
-        said += [f"{_number(n, kind)} left out" for kind, n in sorted(self.complaints.count.items())]
-        if self._judged:
-            scores = np.array([a.scores for a in self._judged])
-            y = np.array([a.label for a in self._judged])
-            score = METRICS[model.metric](scores, y if model.target == "number" else y.astype(np.int64))
-            said.append(f"{model.metric} {score:.4f} on {len(y)} with a label")
+        for kind, n in sorted(self.complaints.count.items()):
+            said.append(f"{_number(n, kind)} {'failed' if kind == _WRITE else 'left out'}")
+        judged = [(answered.scores, answered.label) for answered in self._judged]
+        if (score := score_of(model, judged)) is not None:
+            said.append(f"{model.metric} {score:.4f} on {len(judged)} with a label")
         if self._keep is not None:
             said.append(f"{len(self._keep)} kept, {self._keep.labelled} of them with a label")
         return "; ".join(said)
@@ -257,7 +259,8 @@ class Session:
         except DataError as error:
             self.complaints.add("label", str(error))
             return None
-        return self._default if label is None and not any(window.labels) else label
+        unsaid = all(raw is None for raw in window.labels)
+        return self._default if unsaid else label
 
     def _answer(
         self, window: Window, label: Label | None, file: str | None, model: Model, scores: NDArray[np.float32]
@@ -288,7 +291,7 @@ class Session:
             try:
                 work(self._keep)
             except SetupError as error:
-                self.complaints.add("keep", str(error))
+                self.complaints.add(_WRITE, str(error))
 
 
 def _number(n: int, what: str) -> str:

@@ -157,15 +157,11 @@ class Updater:
         return view
 
     def _choose(self, view: "View") -> "Offer":
-        """The newest release; the promoted one if the device insists on that, or the newest is below it."""
-        latest, promoted = view.latest, view.promoted
-        if self._insist or latest is None:
-            latest = promoted
-        if latest is not None and (promoted is None or promoted.pointer.version <= latest.pointer.version):
-            return latest
-        if promoted is None:
+        """The newest release, or the promoted one where the newest is below it or may not be taken."""
+        offers = [offer for offer in (view.latest, view.promoted) if offer is not None]
+        if not offers:
             raise NotTakenError("nothing", "there is no release that this device may take")
-        return promoted
+        return max(offers, key=lambda offer: offer.pointer.version)
 
     def _check_new(self, offer: "Offer") -> None:
         """Check that the release may be tried, as far as its version says."""

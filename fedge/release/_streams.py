@@ -27,7 +27,7 @@ def write(values: Bytes) -> bytes:
     if not values.any():
         return bytes([_ZERO])
     raw = values.tobytes()
-    packed = zlib.compress(raw, 9)
+    packed = zlib.compress(raw)
     found = [bytes([_RAW]) + raw, bytes([_ZLIB]) + varint(len(packed)) + packed, *_with_rans(values)]
     return min(found, key=len)
 

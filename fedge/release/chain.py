@@ -44,6 +44,12 @@ class Chain:
     promoted: Pointer | None
     expires: Mapping[str, datetime]
 
+    @property
+    def newest(self) -> Pointer | None:
+        """What a device takes that takes any: the newest, or the promoted one where that is above it."""
+        offers = [pointer for pointer in (self.latest, self.promoted) if pointer is not None]
+        return max(offers, key=lambda pointer: pointer.version, default=None)
+
 
 def read_chain(place: Path) -> Chain:
     """Read what the repository at ``place`` offers; no lock is needed, for only one file is ever replaced.

@@ -111,6 +111,15 @@ def sign(
     folder.put(place / METADATA / f"{number}.{ROUNDS}.json", rounds)
     folder.put(place / METADATA / f"{number}.snapshot.json", snapshot)
     folder.replace(place / METADATA / TIMESTAMP, timestamp)
+    show_pointers(place, trust, targets)
+
+
+def show_pointers(place: Path, trust: Trust, targets: Mapping[str, TargetFile]) -> None:
+    """Write ``latest.json`` and ``promoted.json`` where they are not as they were signed; the lock is held.
+
+    Raises:
+        OSError: one cannot be written.
+    """
     for name, listed in ((LATEST, targets), (PROMOTED, trust.targets.targets)):
         if name in listed:
             folder.copy(place / name, parse_pointer(listed[name].custom).to_bytes())

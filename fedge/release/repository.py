@@ -17,7 +17,7 @@ from fedge.release.card import card
 from fedge.release.chain import Chain, read_chain
 from fedge.release.keys import OnlineKeys
 from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, Manifest, check_model, parse
-from fedge.release.online import State, is_due, read_state, sign
+from fedge.release.online import State, is_due, read_state, show_pointers, sign
 from fedge.release.package import make_package
 from fedge.release.pointer import (
     CARD,
@@ -107,9 +107,8 @@ class Repository:
                 )
             else:
                 self._sign_if_due(state)
-        return Published(
-            release.version, self.folder / folder_name(release.version), release.model.sha256, len(model)
-        )
+        place = self.folder / folder_name(release.version)
+        return Published(release.version, place, release.model.sha256, len(model))
 
     def refresh(self) -> None:
         """Sign again what has lived half of its life, and take up what was promoted or renewed meanwhile.
@@ -134,7 +133,7 @@ class Repository:
             SetupError: it cannot be read.
         """
         chain = read_chain(self.folder)
-        pointer = chain.promoted if promoted else chain.latest
+        pointer = chain.promoted if promoted else chain.newest
         if pointer is None or (held is not None and held >= pointer.version):
             return self._packed(chain, None, None)
         return self._packed(chain, pointer, held if held in folder.versions(self.folder) else None)
@@ -154,19 +153,19 @@ class Repository:
     def _packed(self, chain: Chain, pointer: Pointer | None, held: int | None) -> bytes:
         """The package; those of the present state are kept, for many devices hold the same."""
         timestamp = chain.files[f"{METADATA}/{TIMESTAMP}"]
-        key = (timestamp, pointer, held)
-        if key not in self._packages:
-            files, manifest = dict(chain.files), None
-            if pointer is not None:
-                wanted = pointer.delta(held) if held is not None and held in pointer.bases else pointer.model
-                files[pointer.manifest] = folder.read(self.folder / pointer.manifest, MAX_MANIFEST_BYTES)
-                files[wanted] = folder.read(self.folder / wanted, MAX_MODEL_BYTES)
-            if held is not None:
-                manifest = folder.read(self.folder / Pointer(held).manifest, MAX_MANIFEST_BYTES)
-            for old in [k for k in list(self._packages) if k[0] != timestamp]:
-                self._packages.pop(old, None)
-            self._packages[key] = make_package(files, manifest)
-        return self._packages[key]
+        if (known := self._packages.get((timestamp, pointer, held))) is not None:
+            return known
+        files, manifest = dict(chain.files), None
+        if pointer is not None:
+            wanted = pointer.delta(held) if held is not None and held in pointer.bases else pointer.model
+            files[pointer.manifest] = folder.read(self.folder / pointer.manifest, MAX_MANIFEST_BYTES)
+            files[wanted] = folder.read(self.folder / wanted, MAX_MODEL_BYTES)
+        if held is not None:
+            manifest = folder.read(self.folder / Pointer(held).manifest, MAX_MANIFEST_BYTES)
+        for old in [key for key in list(self._packages) if key[0] != timestamp]:
+            self._packages.pop(old, None)
+        made = self._packages[timestamp, pointer, held] = make_package(files, manifest)
+        return made
 
     def _add(self, trust: Trust, release: Manifest, files: Mapping[str, bytes]) -> None:
         """Write a new release, and sign it."""
@@ -188,6 +187,8 @@ class Repository:
     def _sign_if_due(self, state: State) -> None:
         if is_due(state, self.clock(), self.days):
             self._sign(state.trust, state.targets)
+        else:
+            show_pointers(self.folder, state.trust, state.targets)
 
     def _sign(self, trust: Trust, targets: Mapping[str, TargetFile]) -> None:
         sign(self.folder, self.online, trust, targets, self.clock(), self.days)

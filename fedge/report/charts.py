@@ -1,4 +1,4 @@
-"""The kinds of chart that the page uses: lines over rounds, change per client, and bars."""
+"""The kinds of chart that the page uses: lines over rounds (or time), change per client, and bars."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Series:
     Attributes:
         name: what it is called at its end.
         kind: CSS classes of its line.
-        points: ``(round, value)``, in order.
+        points: ``(round, value)``, in order; or what stands in for rounds.
         shown: its last value, as text.
         reference: whether it is there to compare with: no dots, and not read out.
     """
@@ -52,8 +52,25 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class Across:
+    """What goes from left to right.
+
+    Attributes:
+        name: of its unit, as it stands below the chart.
+        least: the shortest axis.
+    """
+
+    name: str = "round"
+    least: float = 4
+
+    def read(self, at: float) -> str:
+        """A place on it, for the read-out."""
+        return f"round {at:g}" if self.name == "round" else f"{at:.3g} {self.name}"
+
+
+@dataclass(frozen=True)
 class Chart:
-    """Lines over rounds."""
+    """Lines over rounds, or over whatever ``across`` is."""
 
     name: str
     title: str
@@ -65,6 +82,7 @@ class Chart:
     lanes: Sequence[Lane] = field(default_factory=tuple)
     height: float = 240.0
     right: int = 112
+    across: Across = Across()
 
 
 _TOP, _LANE, _MARKED = 26.0, 24.0, 12
@@ -82,7 +100,7 @@ def line_chart(chart: Chart) -> Html:
     body += [_draw(one, last, place) for one in chart.series]
     body.append(_names(chart, place))
     ticks_at = bottom + 16
-    body.append(_rounds(last, ticks_at))
+    body.append(_below(chart.across, last, ticks_at))
     for k, lane in enumerate(chart.lanes):
         body.append(_lane(lane, last, ticks_at + 12 + _LANE * (k + 0.6), bottom))
     height = ticks_at + 14 + _LANE * len(chart.lanes)
@@ -122,13 +140,13 @@ def _names(chart: Chart, place: Callable[[float], float]) -> Html:
     )
 
 
-def _rounds(last: float, y: float) -> Html:
-    """The ticks below: whole rounds, few enough for a telephone."""
-    ticks = [tick for tick in linear([0, last], 4, at_least=4).ticks if tick <= last]
-    if ticks and last - ticks[-1] > 0.12 * last:
+def _below(across: Across, last: float, y: float) -> Html:
+    """The ticks below: round numbers (of rounds, whole ones), few enough for a telephone."""
+    ticks = [tick for tick in linear([0, last], 4, at_least=across.least).ticks if tick <= last]
+    if across.name == "round" and ticks and last - ticks[-1] > 0.12 * last:
         ticks.append(last)
     words = [label(tick / last, y, f"{tick:g}", "tick", anchor="middle") for tick in ticks]
-    return join([label(0, y, "round", "tick", anchor="end", dx=-8), *words])
+    return join([label(0, y, across.name, "tick", anchor="end", dx=-8), *words])
 
 
 def _lane(lane: Lane, last: float, y: float, bottom: float) -> Html:
@@ -140,7 +158,10 @@ def _lane(lane: Lane, last: float, y: float, bottom: float) -> Html:
 
 
 def _readouts(chart: Chart, last: float, height: float) -> Html:
-    """For each round a column that, under the pointer, shows its values; by CSS alone."""
+    """For each round a column that, under the pointer, shows its values; by CSS alone.
+
+    It reaches half-way to the rounds beside it.
+    """
     values: dict[float, list[str]] = {}
     for one in chart.series:
         if not one.reference:
@@ -148,12 +169,13 @@ def _readouts(chart: Chart, last: float, height: float) -> Html:
                 values.setdefault(at, []).append(f"{one.name} {chart.read(y)}")
     if not 1 < len(values) <= 2 * MOST_POINTS:
         return Html("")
-    wide = 1 / (len(values) - 1)
-    drawn = []
-    for at in sorted(values):
-        words = "  \u00b7  ".join([f"round {at:g}", *values[at]])
+    drawn, places = [], sorted(values)
+    around = [2 * places[0] - places[1], *places, 2 * places[-1] - places[-2]]
+    for before, at, after in zip(around, places, around[2:], strict=False):
+        words = "  \u00b7  ".join([chart.across.read(at), *values[at]])
         x, read = at / last, label(1, 10, words, "read", anchor="end", dx=chart.right)
-        area = el("rect", x=percent(x - wide / 2), y="0", width=percent(wide), height=f"{height:g}")
+        left, wide = (before + at) / 2 / last, (after - before) / 2 / last
+        area = el("rect", x=percent(left), y="0", width=percent(wide), height=f"{height:g}")
         drawn.append(
             el("g", area, el("g", line(x, _TOP, x, height, "cursor"), read, class_="tip"), class_="hit")
         )

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fedge.errors import SetupError
+from fedge.report.cost import cost_section
 from fedge.report.html import Html, el, folded, join
 from fedge.report.learning import clients_section, score_section
 from fedge.report.model import model_section, time_section
@@ -22,6 +23,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SECTIONS = (
     ("score", "Score", score_section),
     ("bytes", "Bytes", traffic_section),
+    ("cost", "Time and energy", cost_section),
     ("clients", "Clients", clients_section),
     ("device", "Device", model_section),
     ("redistillation", "Re-distillation", redistillation_section),
@@ -36,9 +38,18 @@ def write_html(report: Record, path: Path) -> None:
     Raises:
         SetupError: the file cannot be written.
     """
+    write_page(page(report), path)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        SetupError: the file cannot be written.
+    """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        unfinished.write_text(page(report), encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
@@ -62,17 +73,22 @@ def page(report: Record) -> str:
         ),
         el("footer", _footer(report)),
     )
-    return f"<!doctype html>\n{el('html', _head(report), body, lang='en')}\n"
+    return document(clean(report.get("scenario") or "run", 80), body)
 
 
-def _head(report: Record) -> Html:
+def document(title: str, body: Html) -> str:
+    """A whole file around a ``body`` element: the style inside, nothing loaded, no script."""
+    return f"<!doctype html>\n{el('html', _head(title), body, lang='en')}\n"
+
+
+def _head(title: str) -> Html:
     style = files("fedge.report").joinpath("style.css").read_text(encoding="utf-8")
     return el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        el("title", f"{clean(report.get('scenario') or 'run', 80)} - fedge report"),
+        el("title", f"{title} - fedge report"),
         el("style", Html(style)),
     )
 

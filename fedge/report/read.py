@@ -28,8 +28,9 @@ _RECORDS = (
     "latency_us",
     "agreement",
     "more_scores",
+    "virtual",
 )
-_LISTS = ("rounds_log", "clients_log", "redistillations", "releases")
+_LISTS = ("rounds_log", "clients_log", "redistillations", "releases", "time_to_accuracy")
 
 
 def load_report(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The report in a few lines, for a terminal."""
 
+from fedge.report.cost import virtual_line
 from fedge.report.measure import measure
 from fedge.report.more import summary_line
 from fedge.report.read import Record, amount, cut_from, part, rows, savings, times_smaller, total_bytes
@@ -15,6 +16,7 @@ def summary_lines(report: Record) -> list[str]:
         ("unseen", _score(report, "unseen", first=not clients)),
         ("further scores", summary_line(report)),
         ("bytes", _bytes(report)),
+        ("virtual time", virtual_line(report)),
         ("model", _model(report)),
         ("channels cut", _cut(report)),
         ("latency", _latency(report)),

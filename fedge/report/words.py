@@ -50,15 +50,26 @@ def microseconds(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration given in seconds: ``0.42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """A duration given in seconds: ``0.42 s``, ``3 min 05 s``, ``2 h 10 min``, ``3.15 days``."""
     if value is None:
         return NOT_MEASURED
     if value < 59.5:
         return f"{_three(value)} s" if value >= 0.0995 else f"{1000 * value:.0f} ms"
     whole = round(value)
+    if whole >= 48 * 3600:
+        return f"{_three(whole / 86400)} days"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def energy(value: float | None) -> str:
+    """Joules to three significant digits: ``12.4 J``, ``1.20 kJ``."""
+    if value is None:
+        return NOT_MEASURED
+    if value < 0.9995:
+        return f"{_three(1000 * value)} mJ"
+    return f"{_three(value)} J" if value < 999.5 else f"{_three(value / 1000)} kJ"
 
 
 def ratio(value: float | None) -> str:

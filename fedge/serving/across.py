@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -27,8 +27,9 @@ from fedge.serving.tls import Peer as Tls
 STREAMS = 2
 """Requests at a time to each device: one that it works on, and one on the way."""
 _LEAST, _LARGEST = 16, 256  # windows in one part
-_SHARES = 8  # parts for each stream, where a batch is large enough
+_SHARES = 4  # parts for each stream, where a batch is large enough
 _PATIENCE = 2.0  # seconds for which the last devices may keep those waiting that have said what they serve
+_ASK_AGAIN = 5.0  # seconds between two times that the devices are asked what they serve
 _TICK = 0.02  # seconds between two looks of a stream that has nothing to do
 _OTHER_RELEASE, _BUSY, _BAD, _BROKEN = 409, 503, 400, 500
 
@@ -68,38 +69,38 @@ class _Far:
         return self.devices.predict(x)[1]
 
 
-@dataclass(eq=False)
 class Devices:
-    """Several servers as one model: has what ``fedge.edge.live.LiveModel`` has.
+    """Several servers as one model; see ``fedge.edge.live.Answering``.
 
     Attributes:
-        addresses: where they listen.
-        tls: None for none.
-        deadline: seconds for one part.
-        streams: requests at a time to each.
         current: the release that they answer with.
     """
 
-    addresses: Sequence[Address]
-    tls: Tls | None = None
-    deadline: float = 10.0
-    streams: int = STREAMS
-    current: Model = field(init=False)
-    _about: About = field(init=False)
-    _job: _Job | None = None
-    _stale: bool = False
-    _closed: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        tls: Tls | None = None,
+        deadline: float = 10.0,
+        streams: int = STREAMS,
+    ) -> None:
         """Ask all of them what they serve.
+
+        Args:
+            addresses: where they listen.
+            tls: None for none.
+            deadline: seconds for one part.
+            streams: requests at a time to each.
 
         Raises:
             PeerError: none of them answers.
-            ReleaseError: they serve models that have nothing in common.
+            ReleaseError: the manifest is damaged, or is not that of what they serve.
         """
+        self._addresses, self._tls, self._deadline = addresses, tls, deadline
         self._turn, self._change = threading.Lock(), threading.Condition()
-        self._peers = [self._peer(address) for address in self.addresses for _ in range(self.streams)]
-        self.refresh()
+        self._job: _Job | None = None
+        self._stale = self._closed = False
+        self._about, self.current = self._choose()
+        self._peers = [self._peer(address) for address in addresses for _ in range(streams)]
         for number in range(len(self._peers)):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
 
@@ -120,17 +121,21 @@ class Devices:
             except PeerError:
                 if not self._stale:
                     raise
-            self.refresh()
+            self._refresh()
             if self.current is model:
                 raise PeerError("the devices serve different releases, or change over now: try again later")
             return self.current, self._run(x)
 
     def follow(self) -> str | None:
         """Ask again what they serve, if one of them has said that it serves another release."""
-        if not self._stale:
+        if not self._stale or time.monotonic() - self._asked < _ASK_AGAIN:
             return None
-        before = self.current
-        self.refresh()
+        with self._turn:
+            before = self.current
+            try:
+                self._refresh()
+            except FedgeError as error:
+                return str(error)
         version = self.current.manifest.version
         return None if self.current is before else f"release {version} answers from now on"
 
@@ -141,30 +146,27 @@ class Devices:
             self._change.notify_all()
         return None
 
-    def count(self, *_: object, **__: object) -> None:
-        """The devices count for themselves."""
+    def judge(self, model: Model, scores: NDArray[np.float32], label: float) -> None:
+        """Nobody asks: the devices watch over their own models."""
 
-    def judge(self, *_: object) -> None:
-        """The devices judge for themselves."""
+    def _refresh(self) -> None:
+        self._stale = False
+        about, model = self._choose()
+        if about.model != self._about.model:
+            self._about, self.current = about, model
 
-    def refresh(self) -> None:
-        """Find out which release most of the devices serve; among equals the newest.
-
-        Raises:
-            PeerError: none of them answers.
-            ReleaseError: its manifest is damaged, or is not what they serve.
-        """
+    def _choose(self) -> tuple[About, Model]:
+        """The release that most of the devices serve; among equals the newest."""
         found, said = self._ask_all()
+        self._asked = time.monotonic()
         if not found:
             raise PeerError(f"no device answers: {'; '.join(said)}")
         votes = Counter(about.model for about, _ in found)
         about, address = max(found, key=lambda each: (votes[each[0].model], each[0].version))
-        self._stale = False
-        if getattr(self, "_about", None) is None or about.model != self._about.model:
-            self.current, self._about = self._model(about, address), about
+        return about, self._model(about, address)
 
     def _peer(self, address: Address) -> Peer:
-        return Peer(address, self.tls, self.deadline)
+        return Peer(address, self._tls, self._deadline)
 
     def _ask_all(self) -> tuple[list[tuple[About, Address]], list[str]]:
         """What each of them says, and what is wrong with the others."""
@@ -181,7 +183,7 @@ class Devices:
             except FedgeError as error:
                 said.append(str(error))
 
-        threads = [threading.Thread(target=ask, args=(a,), daemon=True) for a in self.addresses]
+        threads = [threading.Thread(target=ask, args=(a,), daemon=True) for a in self._addresses]
         for thread in threads:
             thread.start()
         start = time.monotonic()
@@ -206,7 +208,7 @@ class Devices:
             raise DataError(f"the model takes windows [n, {wanted}], not {list(x.shape)}")
         size = min(about.most, _LARGEST, max(_LEAST, len(x) // (_SHARES * len(self._peers))))
         names = [str(peer.address) for peer in self._peers]
-        split = Split(-(-len(x) // size), names, 3 * self.deadline, time.monotonic())
+        split = Split(-(-len(x) // size), names, 3 * self._deadline, time.monotonic())
         job = _Job(about, x, size, np.empty((len(x), about.outputs), np.float32), split)
         with self._change:
             self._job = job
@@ -231,7 +233,7 @@ class Devices:
             start = time.monotonic()
             try:
                 answer = self._ask(peer, job, part)
-            except FedgeError as error:
+            except Exception as error:  # a stream that ended would be missing for good
                 with self._change:
                     self._note(job, number, part, error)
                     self._change.notify_all()
@@ -259,7 +261,7 @@ class Devices:
         about, x = job.about, np.ascontiguousarray(job.x[job.part(part)], np.float32)
         return peer.infer(about.name, about.model, about.input.name, "FP32", x, about.outputs)
 
-    def _note(self, job: _Job, number: int, part: int, error: FedgeError) -> None:
+    def _note(self, job: _Job, number: int, part: int, error: Exception) -> None:
         """What an error means for the batch."""
         now, status = time.monotonic(), error.status if isinstance(error, PeerRefusalError) else 0
         try:

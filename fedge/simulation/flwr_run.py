@@ -1,5 +1,6 @@
 """Started by Flower itself (``flwr run .``): settings come from the run config, progress goes to its log."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from fedge.simulation.life import bind, live
 from fedge.simulation.torch_settings import repeatable
 from fedge.simulation.world import build_world, config_of
 
+_LOOK = 0.5  # seconds between two looks for nodes
+
 
 def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     """The whole life of a model over ``grid``.
@@ -28,7 +31,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     """
     repeatable()
     config, terminal = config_of(run_config), Terminal()
-    world, nodes = build_world(config), len(list(grid.get_node_ids()))
+    world, nodes = build_world(config), _nodes(grid)
     clients = len(world.roles.participants)
     if nodes > clients:
         raise ConfigError(f"Flower simulates {nodes} nodes; {clients} clients take part in the scenario")
@@ -41,3 +44,12 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     with Journal(out / JOURNAL) as journal, JsonlSink(out / "metrics.jsonl") as sink:
         bind(journal, config, resume=False)
         live(grid, world, out, journal, Tee(terminal, sink), engine="ray")
+
+
+def _nodes(grid: Grid) -> int:
+    """How many nodes there are: Flower makes them while the ServerApp starts, so wait until it is done."""
+    before, now = 0, len(list(grid.get_node_ids()))
+    while not now or now != before:
+        time.sleep(_LOOK)
+        before, now = now, len(list(grid.get_node_ids()))
+    return now

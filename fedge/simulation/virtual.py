@@ -33,10 +33,13 @@ def profiles_of(world: World) -> dict[str, Profile]:
 def work_of(world: World, multiply_adds: int) -> dict[str, Work]:
     """What a round asks of each participant, with a student of so many multiply-adds a window."""
     local = world.config.local
-    return {
+    people = dict.fromkeys(map(world.person, world.roles.participants))
+    parts = {c: world.parts[c] for c in people}
+    work = {
         c: Work(multiply_adds, len(p.train), len(p.later), local.epochs, local.batch)
-        for c, p in world.parts.items()
+        for c, p in parts.items()
     }
+    return {c: work[world.person(c)] for c in world.roles.participants}
 
 
 def check_fleet(world: World) -> None:
@@ -137,6 +140,7 @@ class VirtualRun:
                 "seconds": self.fleet.now,
                 "joules": sum(s.joules for s in spent),
                 "work_seconds": sum(s.seconds for s in spent),
+                "worst_joules": max((s.joules for s in spent), default=0.0),
             }
         }
 

@@ -15,8 +15,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
-from fedge.errors import FedgeError
+from fedge.errors import FedgeError, PayloadError
 from fedge.flower.client_app import ContextStore
+from fedge.flower.messages import error_reply
 from fedge.simulation.client_files import ClientFiles
 from fedge.simulation.directory_files import answer_bytes, task_message
 from fedge.simulation.worker_wire import TASK, Kind, Place, Task, said, take
@@ -56,18 +57,20 @@ class Crew:
         store, before = ContextStore(context), files.load(client)
         if before is not None:
             store.save(before)
-        answer = answer_bytes(self._reply(content, context))
+        answer = self._reply(content, context)
         after = store.load()
         if after is not None and after is not before:
             files.save(client, after)
         return answer
 
-    def _reply(self, content: bytes, context: Context) -> Message:
+    def _reply(self, content: bytes, context: Context) -> bytes:
         message = task_message(content, context.node_id)
         try:
-            return self.app(message, context)
+            return answer_bytes(self.app(message, context))
+        except PayloadError as error:  # no answer of fedge's own
+            return answer_bytes(error_reply(error, message))
         except Exception:  # as on a SuperNode: whatever an app raises becomes an error reply
-            return Message(Error(RAISED, traceback.format_exc()), reply_to=message)
+            return answer_bytes(Message(Error(RAISED, traceback.format_exc()), reply_to=message))
 
 
 def work(crew: Crew, box: socket.socket, memory: int) -> None:

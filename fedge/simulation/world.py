@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
@@ -33,6 +33,7 @@ from fedge.release.keys import Keys, OnlineKeys
 from fedge.release.offline import create
 from fedge.seeding import derive, derive_bytes
 from fedge.signing import SigningKey
+from fedge.simulation.copies import Parts, copied
 from fedge.simulation.torch_settings import repeatable
 from fedge.tasks import Task
 
@@ -60,6 +61,7 @@ class World:
         dataset: everyone's windows.
         roles: who is the server's, who takes part, who is unseen.
         parts: each participant's data, split as that client would.
+        owner: by participant, whose data it has, where some are copies of others (``data.copies``).
     """
 
     config: Config
@@ -67,6 +69,11 @@ class World:
     dataset: Dataset
     roles: Roles
     parts: Mapping[str, ClientData]
+    owner: Mapping[str, str] = field(default_factory=dict)
+
+    def person(self, client: str) -> str:
+        """Whose data a client has: its own, unless it is a copy. A copy has as many windows."""
+        return self.owner.get(client, client)
 
     def judges(self) -> tuple[str, ...]:
         """The server's people who are held back whole to judge candidates; nobody where clients judge."""
@@ -120,8 +127,9 @@ class World:
         )
 
     def held_out(self) -> dict[str, Windows]:
-        """What scores are measured on: participants' later windows, all windows of unseen clients."""
-        later = {c: self.parts[c].later for c in self.roles.participants}
+        """What scores are measured on: participants' later windows, all windows of unseen clients; no copy's."""
+        people = [c for c in self.roles.participants if self.person(c) == c]
+        later = {c: self.parts[c].later for c in people}
         unseen = {c: self.dataset.clients[c] for c in self.roles.unseen}
         return {c: w for c, w in {**later, **unseen}.items() if len(w)}
 
@@ -186,19 +194,29 @@ def build_world(config: Config) -> World:
     )
     dataset = _capped(_without_small(dataset, skip=data.skip_small), data.most)
     check_window(task, dataset.window)
-    turning_of(config, dataset.channels)  # refuses channels that do not exist
+    turning = turning_of(config, dataset.channels)  # refuses channels that do not exist
     roles = assign_roles(
         list(dataset.clients),
         data.server_clients,
         data.unseen_clients,
-        take=data.clients or None,
+        take=None if data.copies else data.clients or None,
         unlabelled_clients=data.server_unlabelled,
     )
     judge_share = data.judge_share if redistils(config) and config.redistill.judge == "clients" else 0.0
-    parts = {c: _part(config, task, c, dataset.clients[c], judge_share) for c in roles.participants}
-    world = World(config, task, dataset, roles, parts)
+    people = {c: _part(config, task, c, dataset.clients[c], judge_share) for c in roles.participants}
+    owner = _owners(config, roles.participants)
+    parts = Parts(people, owner, turning.triples, turning.degrees, config.seed) if data.copies else people
+    world = World(config, task, dataset, replace(roles, participants=tuple(owner)), parts, owner)
     _check(world)
     return world
+
+
+def _owners(config: Config, people: tuple[str, ...]) -> dict[str, str]:
+    """Whose data each participant has; the first ``data.clients`` of them."""
+    everyone, wanted = copied(people, config.data.copies), config.data.clients
+    if wanted > len(everyone):
+        raise ConfigError(f"data.clients = {wanted}, but with their copies {len(everyone)} can take part")
+    return dict(list(everyone.items())[: wanted or None])
 
 
 def _part(config: Config, task: Task, client: str, windows: Windows, judge_share: float) -> ClientData:

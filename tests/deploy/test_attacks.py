@@ -46,7 +46,8 @@ def _everyone(home: Path, data: list[Path], port: int, times: int) -> ExitStack:
     stack = ExitStack()
     for name, part in zip(HONEST, data, strict=True):
         enrolment = Enrolment.load(home / "devices" / name)
-        work = Round(enrolment, enrolment.signing_key(), DataSource(part), MemoryStore(), home.parent / name / "model", 0.01)
+        key, models = enrolment.signing_key(), home.parent / name / "model"
+        work = Round(enrolment, key, DataSource(part), MemoryStore(), models, 0.01)
         stack.enter_context(_lab(home, name, port, work))
     for name, attack in ATTACKS.items():
         stack.enter_context(_lab(home, name, port, Offender(home / "devices" / name, attack)))

@@ -84,7 +84,8 @@ class Life:
     def round(self, name: str, part: Path) -> Round:
         """A device's rounds, as in its process."""
         enrolment = Enrolment.load(self.home / "devices" / name)
-        return Round(enrolment, enrolment.signing_key(), DataSource(part), MemoryStore(), self.root / "models" / name, 0.01)
+        key, models = enrolment.signing_key(), self.root / "models" / name
+        return Round(enrolment, key, DataSource(part), MemoryStore(), models, 0.01)
 
     def unkilled(self) -> FederationState:
         """The same rounds in this process, from the same student, with nothing killed."""

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from fedge.data.types import Windows
 from fedge.edge.agreement import likeness
-from fedge.edge.gate import GateInputs, OpenRelease, judge
+from fedge.edge.gate import MAX_RECENT, GateInputs, OpenRelease, judge
 from fedge.edge.pace import medians_us
 from fedge.edge.runtime import Runtime
 from fedge.errors import DataError, ReleaseError
@@ -180,6 +180,14 @@ def test_recent_windows_of_another_shape_are_not_answered() -> None:
     assert (decision.taken, decision.code) == (False, "does_not_fit")
 
 
+def test_only_the_last_of_many_windows_are_looked_at() -> None:
+    x = windows(MAX_RECENT + 100)
+    x[:100] = np.nan
+    decision = judge(*opened(2), current(), replace(RECENT, recent=x))
+    assert decision.code == "alike"
+    assert f"on {MAX_RECENT} recent windows" in decision.reason
+
+
 def test_devices_own_broken_windows_are_not_blamed_on_the_release() -> None:
     x = windows(30)
     x[3, 2, 1] = np.nan
@@ -238,6 +246,14 @@ def test_current_model_that_fails_is_left_out_of_the_timing() -> None:
         return [10.0]
 
     assert judge(*opened(2), current(), replace(RECENT, latency_factor=2.0, timer=picky)).latency_us == 10.0
+
+
+def test_model_that_takes_for_ever_is_not_asked_twice() -> None:
+    def never(*_: object) -> list[float]:
+        raise AssertionError
+
+    decision = judge(*opened(2), current(), replace(RECENT, patience_s=0.0, latency_factor=2.0, timer=never))
+    assert (decision.taken, decision.code) == (False, "slow")
 
 
 def test_models_take_turns_when_they_are_timed() -> None:

@@ -255,6 +255,14 @@ def test_plain_answers_after_the_trial_are_not_worth_a_write_each(home: Home, di
     assert home.slots().watch.total == 1020, "they are told with the next thing that matters"
 
 
+def test_what_was_counted_long_ago_fades(home: Home) -> None:
+    home.observe(Seen(2, answers=1_000_000))
+    watch = home.slots().watch
+    assert (watch.total, watch.errors) == (1_000_000, 0)
+    assert watch.answers <= 1024
+    assert home.observe(Seen(2, errors=60)) is not None
+
+
 def test_home_that_may_only_be_read_still_gives_its_model(tmp_path: Path) -> None:
     install(Home(FolderDisk(tmp_path)), 1)
     home = Home(ReadOnly(tmp_path))

@@ -213,6 +213,24 @@ def test_bad_lines_are_said_counted_and_left_out(
     assert "2 samples left out" in said
 
 
+def test_columns_that_are_not_used_are_said_once(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran]
+) -> None:
+    text = ["a,b,battery", *[f"{a},{b},99" for a, b in samples(32).tolist()]]
+    code, answers, said = infer(release, file_of(tmp_path / "a.csv", text))
+    assert (code, len(answers)) == (0, 7)
+    assert said.splitlines()[0] == "fedge: columns that are not used: battery"
+    assert said.count("battery") == 1
+
+
+def test_label_of_the_run_is_of_windows_without_one(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran]
+) -> None:
+    text = ["a,b,label", *[f"{a},{b},{'y' * (n >= 8)}" for n, (a, b) in enumerate(samples(16).tolist())]]
+    _, answers, _ = infer(release, file_of(tmp_path / "a.csv", text), "--label", "z")
+    assert [a.get("label") for a in answers] == ["z", None, "y"]  # the one between has both
+
+
 def test_lines_that_cannot_be_read_count_as_samples_that_are_missing(
     tmp_path: Path, release: Path, infer: Callable[..., Ran]
 ) -> None:

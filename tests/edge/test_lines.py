@@ -52,6 +52,12 @@ def test_columns_may_be_called_otherwise_here() -> None:
     assert last('{"x": 1, "y": 2}', columns=("y", "x")) == Sample([2.0, 1.0], None, None, None)
 
 
+def test_empty_label_is_none() -> None:
+    assert last("ax,ay,label", "1,2, ").label is None
+    assert last('{"ax": 1, "ay": 2, "label": ""}').label is None
+    assert last('{"ax": 1, "ay": 2, "label": 0}').label == 0
+
+
 @pytest.mark.parametrize("columns", [("x",), ("x", "x"), ("x", "y", "z")])
 def test_columns_must_be_one_for_each_channel(columns: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match="one column for each"):

@@ -92,6 +92,14 @@ def test_place_without_a_model_is_said(tmp_path: Path, what: str) -> None:
     assert not list(tmp_path.rglob("*.lock"))
 
 
+@pytest.mark.parametrize("at", ["run", "run/releases"])
+def test_folder_above_a_release_names_the_last_one(tmp_path: Path, at: str) -> None:
+    for version in ("v0001", "v0002"):
+        put(tmp_path / "run" / "releases" / version)
+    with pytest.raises(SetupError, match=r"is \S*run/releases/v0002 meant"):
+        LiveModel.open(tmp_path / at)
+
+
 def test_model_of_another_manifest_is_refused(tmp_path: Path) -> None:
     put(tmp_path, OTHER, manifest(GOOD))
     with pytest.raises(ReleaseError, match="not the one that its manifest names"):

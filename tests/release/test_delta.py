@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedge.codec import _container
+from fedge.codec import _container, _rans, _table
 from fedge.codec._container import Reader, varint
 from fedge.errors import PayloadError
 from fedge.release import _plan, _protobuf, _segments, _streams, delta
@@ -209,6 +209,7 @@ def body(
     return _container.seal(31, head + delta._deflated(literals, old) + streams, zlib.crc32(old))
 
 
+FILLED = Segment(Kind.LITERAL, 16)
 WRONG = {
     "literal beyond the end": (3, [Segment(Kind.LITERAL, 4)]),
     "bytes left out": (5, [Segment(Kind.LITERAL, 4)]),
@@ -217,22 +218,38 @@ WRONG = {
     "copy beyond the old file": (4, [Segment(Kind.COPY, 4, 13)]),
     "integers beyond the old file": (4, [Segment(Kind.INT8, 4, 13)]),
     "half an integer": (5, [Segment(Kind.INT32, 5, 0)]),
-    "scaled from nowhere": (4, [Segment(Kind.SCALED8, 4, None, rows=1)]),
-    "no rows": (4, [Segment(Kind.SCALED8, 4, 0, rows=0)]),
-    "rows that do not divide": (4, [Segment(Kind.SCALED8, 4, 0, rows=3)]),
-    "old steps beyond the file": (4, [Segment(Kind.SCALED8, 4, 0, rows=2, old_steps=9)]),
-    "new steps beyond the file": (4, [Segment(Kind.SCALED8, 4, 0, rows=2, new_steps=1)]),
+    "scaled from nowhere": (20, [FILLED, Segment(Kind.SCALED8, 4, None, rows=1)]),
+    "no rows": (20, [FILLED, Segment(Kind.SCALED8, 4, 0, rows=0)]),
+    "rows that do not divide": (20, [FILLED, Segment(Kind.SCALED8, 4, 0, rows=3)]),
+    "old steps beyond the file": (20, [FILLED, Segment(Kind.SCALED8, 4, 0, rows=2, old_steps=9)]),
+    "new steps beyond the file": (20, [FILLED, Segment(Kind.SCALED8, 4, 0, rows=2, new_steps=13)]),
     "factors beyond the file": (4, [Segment(Kind.PRODUCT, 4, new_steps=1)]),
     "scalar beyond the file": (4, [Segment(Kind.PRODUCT, 4, scalar=1)]),
 }
+REFUSAL = {"literal beyond the end": "a number above 3", "bytes left out": "leave 1 bytes out"}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_segments_that_do_not_fit_are_refused(wrong: str) -> None:
     size, segments = WRONG[wrong]
     literals = b"x" * sum(s.size for s in segments if s.kind is Kind.LITERAL)
-    with pytest.raises(PayloadError):
-        delta.decode(bytes(16), body(size, segments, literals, b"\0" * 8, bytes(16)), LIMIT)
+    streams = b"\0" * sum(2 if s.kind in (Kind.INT8, Kind.SCALED8) else 0 for s in segments)
+    with pytest.raises(PayloadError, match=REFUSAL.get(wrong, "does not fit the files")):
+        delta.decode(bytes(16), body(size, segments, literals, streams, bytes(16)), LIMIT)
+
+
+@pytest.mark.parametrize("count", [5000, 100])
+def test_stream_in_few_lanes_is_refused_before_it_takes_long(count: int) -> None:
+    """One lane means one step for each value: at most so many as an encoder would take."""
+    numbers = np.arange(count) % 5
+    table = _table.fit(np.bincount(numbers, minlength=5), 2)
+    coded = _rans.encode(numbers.astype(np.uint8), table.table, 1, np.zeros(1, np.uint16))
+    stream = bytes([3 + table.kind, 2]) + varint(1) + table.data + varint(len(coded)) + coded
+    if count < 4096:
+        assert _streams.read(Reader(stream), count).tolist() == ((numbers - 2) % 256).tolist()
+    else:
+        with pytest.raises(PayloadError, match="1 coder lanes for 5000 values"):
+            _streams.read(Reader(stream), count)
 
 
 def test_a_payload_made_by_hand_is_read() -> None:

@@ -1,11 +1,8 @@
 """The server's side of a repository: what counts, when, and what a publisher that stops on the way leaves."""
 
-import errno
 import os
-import random
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +17,7 @@ from fedge.release.pointer import PROMOTED, Pointer
 from fedge.release.repository import Repository
 from fedge.release.trust import install, read_trust
 
-from .power import restore, states, watched
 from .simulator import DAY, Simulator, StockClient, model_of, seeded_keys
-
-
-class KilledError(BaseException):
-    """A process that ends here."""
 
 
 @pytest.fixture
@@ -280,6 +272,16 @@ def test_package_for_a_device_that_takes_promoted_releases_only(simulator: Simul
     ]
 
 
+def test_package_holds_the_promoted_release_where_no_newer_one_is_signed(
+    simulator: Simulator,
+) -> None:
+    simulator.publish(1)
+    simulator.promote(1)
+    simulator.replace_online_keys(50)
+    files = parse_package(simulator.repository.package(None))
+    assert [path for path in files if path.startswith("v")] == ["v0001/manifest.json", "v0001/model.onnx"]
+
+
 def test_package_brings_every_root_but_the_first(simulator: Simulator, tmp_path: Path) -> None:
     simulator.replace_online_keys(50)
     simulator.replace_online_keys(60)
@@ -299,99 +301,6 @@ def test_packages_are_kept_only_as_long_as_they_are_the_newest(simulator: Simula
     assert len(simulator.repository._packages) == 1
 
 
-def publish_second(simulator: Simulator) -> None:
-    simulator.publish(2)
-
-
-def promote_first(simulator: Simulator) -> None:
-    simulator.promote(1)
-
-
-def refresh_late(simulator: Simulator) -> None:
-    simulator.repository.refresh()
-
-
-def rotate(simulator: Simulator) -> None:
-    metadata = renew(simulator.folder, simulator.now, simulator.keys.root, simulator.keys.targets)
-    install(simulator.folder, metadata)
-    simulator.repository.refresh()
-
-
-Change = Callable[[Simulator], None]
-CHANGES = [publish_second, promote_first, refresh_late, rotate]
-
-
-class Before:
-    """A repository with one release, four days old, and a copy of it; each trial starts from the copy."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.simulator = Simulator(tmp_path / "releases")
-        self.simulator.publish(1)
-        self.simulator.wait(4)
-        self.copy = self.simulator.copy("before")
-        self.device = StockClient(tmp_path / "device", self.simulator.root)
-        self.device.update(self.copy, self.simulator.now)
-        self._homes = tmp_path / "homes"
-        self._count = 0
-
-    def reset(self) -> None:
-        shutil.rmtree(self.simulator.folder)
-        shutil.copytree(self.copy, self.simulator.folder)
-
-    def look(self, place: Path) -> int:
-        """What a device that knows the old state, and a new one, find; they agree."""
-        self._count += 1
-        behind = self.device.copy(self._homes / str(self._count))
-        pointer = behind.update(place, self.simulator.now)
-        assert pointer is not None
-        assert behind.model == model_of(pointer.version)
-        assert found(self.simulator, self._homes / f"new{self._count}", place) == pointer.version
-        return pointer.version
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
-def test_power_cut_at_any_operation_leaves_what_devices_accept(tmp_path: Path, change: Change) -> None:
-    """The old state or the new one; and the change can be made again on what is left."""
-    before, rng, ends = Before(tmp_path), random.Random(1), set()
-    simulator = before.simulator
-    with watched(simulator.folder) as done:
-        change(simulator)
-    assert {"sync", "rename", "flush"} <= {operation.name for operation in done}
-    for number, files in states(before.copy, list(done), simulator.folder, rng):
-        shutil.rmtree(simulator.folder)
-        restore(simulator.folder, files)
-        ends.add(version := before.look(simulator.folder))
-        if number == len(done):
-            assert version == (2 if change is publish_second else 1)
-        change(simulator)
-        assert before.look(simulator.folder) == (2 if change is publish_second else 1)
-        assert not list(simulator.folder.rglob(".*"))
-    assert ends == ({1, 2} if change is publish_second else {1})
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KilledError()], ids=["full", "killed"]
-)
-@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
-def test_full_disk_or_death_at_any_operation_leaves_what_devices_accept(
-    tmp_path: Path, change: Change, error: BaseException
-) -> None:
-    before = Before(tmp_path)
-    simulator = before.simulator
-    with watched(simulator.folder) as done:
-        change(simulator)
-    for stop_at in range(len(done)):
-        before.reset()
-        with watched(simulator.folder, stop_at, error), pytest.raises((SetupError, KilledError)):
-            change(simulator)
-        if isinstance(error, OSError):
-            assert not list(simulator.folder.rglob(".*")), "a full disk gets back what was taken"
-        before.look(simulator.folder)
-        change(simulator)
-        assert before.look(simulator.folder) == (2 if change is publish_second else 1)
-
-
 def test_state_of_a_killed_publisher_is_taken_up_by_the_next(simulator: Simulator, tmp_path: Path) -> None:
     """The list of the rounds was written, but no snapshot that names it."""
     simulator.publish(1)
@@ -406,7 +315,10 @@ def test_state_of_a_killed_publisher_is_taken_up_by_the_next(simulator: Simulato
 
 
 def test_newest_root_and_targets_are_what_counts(simulator: Simulator) -> None:
-    rotate(simulator)
+    install(
+        simulator.folder,
+        renew(simulator.folder, simulator.now, simulator.keys.root, simulator.keys.targets),
+    )
     trust = read_trust(simulator.folder)
     assert (trust.root.version, trust.targets.version) == (2, 2)
     assert read_state(simulator.folder, simulator.keys.online).trust.root.version == 2

@@ -14,6 +14,7 @@ import numpy as np
 from edge.build import CHANNELS, CLASSES, TIME, WEIGHTS, manifest, model, naive
 from numpy.typing import NDArray
 
+from fedge.serving.batcher import Bounds
 from fedge.serving.model import Answered, Whole, face_of
 from fedge.serving.oip import Face
 from fedge.serving.server import Settings, listen, serve_until
@@ -72,8 +73,8 @@ class Fake:
         return True
 
     def predict(self, x: NDArray[Any]) -> Answered:
-        face = self.face()
         assert self.hold.wait(30)
+        face = self.face()
         self.batches.append(len(x))
         if (error := self.fails(x)) is not None:
             raise error
@@ -98,7 +99,7 @@ def running(served: Any, settings: Settings | None = None, port: int = 0) -> Ite
     taken: int = listener.getsockname()[1]
     loop = uvloop.new_event_loop()
     stop = asyncio.Event()
-    own, said = settings or Settings(grace=2), list[str]()
+    own, said = settings or Settings(Bounds(budget=10.0), grace=2), list[str]()
     thread = threading.Thread(
         target=lambda: loop.run_until_complete(serve_until(stop, served, listener, own, said.append))
     )

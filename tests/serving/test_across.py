@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedge.edge.live import LiveModel
 from fedge.errors import DataError, ReleaseError
+from fedge.serving import across
 from fedge.serving.across import Devices
 from fedge.serving.peer import Address, PeerError
 
@@ -161,6 +162,19 @@ def test_a_batch_is_answered_by_one_release_while_the_devices_change_over() -> N
         both.predict(x)
         assert both.follow() is None
         assert both.current.manifest.version == 3
+
+
+def test_a_newer_release_is_gone_over_to_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Fake(), Fake()
+    with running(one) as a, running(two) as b, devices(a, b) as both:
+        assert both.follow() is None
+        one.version = 2
+        for _ in range(50):  # until a part has gone to the one that has changed over
+            assert both.predict(windows(200))[0].manifest.version == 1
+        assert both.follow() is None  # not asked again so soon
+        monkeypatch.setattr(across, "_ASK_AGAIN", 0.0)
+        assert both.follow() == "release 2 answers from now on"
+        assert both.predict(windows(20))[0].manifest.version == 2
 
 
 def test_bad_windows_are_the_callers_fault_and_said_at_once(tmp_path: Path) -> None:

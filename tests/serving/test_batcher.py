@@ -18,7 +18,8 @@ from fedge.serving.model import Answered
 
 from .build import WINDOW_BYTES, Fake, windows
 
-INLINE, THREADS = Bounds(), Bounds(inline=False)
+PATIENT = 1e9  # seconds: what a test takes must not matter
+INLINE, THREADS = Bounds(budget=PATIENT), Bounds(budget=PATIENT, inline=False)
 
 
 class Desk:
@@ -90,6 +91,19 @@ def test_what_came_in_one_turn_of_the_loop_is_one_batch() -> None:
     assert served.batches == [10]
 
 
+@pytest.mark.parametrize("bounds", [INLINE, THREADS])
+def test_what_is_too_much_for_one_batch_is_answered_by_the_next(bounds: Bounds) -> None:
+    served = Fake()
+
+    async def work(desk: Desk) -> None:
+        for _ in range(60):
+            desk.submit(windows(10))
+        assert len(await desk.all()) == 60
+
+    run(served, bounds, work)
+    assert served.batches == [250, 250, 100]
+
+
 def test_what_came_while_a_batch_was_answered_is_the_next_one() -> None:
     served = Fake()
     served.hold.clear()
@@ -142,7 +156,7 @@ def test_a_full_queue_refuses_and_takes_again_once_it_is_not() -> None:
         desk.submit(windows(1))
         assert len(await desk.all()) == 5
 
-    run(served, Bounds(queue=6, inline=False), work)
+    run(served, Bounds(queue=6, budget=PATIENT, inline=False), work)
 
 
 def test_large_windows_fill_the_queue_by_their_bytes() -> None:
@@ -160,7 +174,7 @@ def test_large_windows_fill_the_queue_by_their_bytes() -> None:
         desk.submit(windows(2))
         await desk.all()
 
-    run(served, Bounds(queue_bytes=4 * WINDOW_BYTES, inline=False), work)
+    run(served, Bounds(queue_bytes=4 * WINDOW_BYTES, budget=PATIENT, inline=False), work)
 
 
 def test_how_long_a_failure_takes_says_nothing_of_the_pace() -> None:
@@ -177,7 +191,7 @@ def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
         desk.submit(windows(9))
         assert len(await desk.all()) == 1
 
-    run(Fake(), Bounds(queue=4), work)
+    run(Fake(), Bounds(queue=4, budget=PATIENT), work)
 
 
 def test_what_could_not_be_answered_within_the_budget_is_refused_when_it_comes() -> None:

@@ -164,6 +164,7 @@ def test_numbers_that_are_none_are_refused() -> None:
     ("body", "size"),
     [
         (binary()[0], None),
+        (document(tensor(data=None, parameters={"binary_data_size": 96})), None),
         (binary()[0][:-1], binary()[1]),
         (binary()[0] + b"x", binary()[1]),
         (binary(size=95)[0], binary(size=95)[1]),

@@ -145,6 +145,23 @@ def test_a_client_may_insist_on_a_model(port: int) -> None:
     assert asked("0" * 64).status == 409
 
 
+def test_who_insists_on_a_model_gets_nothing_from_the_one_that_took_over() -> None:
+    served, x = Fake(), windows(1)
+    served.hold.clear()
+    head = json.loads(infer_head([*x.shape], x.nbytes))
+    head["parameters"]["model_sha256"] = f"{1:064x}"
+    text = json.dumps(head).encode()
+    settings = Settings(Bounds(inline=False), grace=2)
+    with running(served, settings) as port, Raw(port) as raw:
+        raw.send(post(INFER, text + x.tobytes(), {"Inference-Header-Content-Length": len(text)}))
+        assert ask(port, get("/v2")).status == 200  # so it has been read
+        served.version = 2
+        served.hold.set()
+        said = raw.read()
+    assert said.status == 409
+    assert "another release" in said.json["error"]
+
+
 def test_metrics_count_what_was_done(tmp_path: Path) -> None:
     def value(text: str, name: str) -> float:
         (found,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)

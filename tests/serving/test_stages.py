@@ -12,7 +12,10 @@ from compress.test_export import exported
 from edge.build import manifest
 from numpy.typing import NDArray
 
+from fedge.edge.disk import FolderDisk
+from fedge.edge.home import Home
 from fedge.edge.runtime import Runtime
+from fedge.edge.watch import Promise
 from fedge.errors import ConfigError, DataError, ReleaseError, SetupError
 from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest
 from fedge.serving.batcher import Bounds
@@ -172,6 +175,17 @@ def test_a_damaged_release_is_not_cut(tmp_path: Path) -> None:
         open_stage(folder, Place(1, 1), None, None)
     with pytest.raises(SetupError):
         open_stage(tmp_path / "nowhere.onnx", Place(1, 1), None, None)
+
+
+def test_a_part_of_what_a_device_has_installed(tmp_path: Path) -> None:
+    said = release(MODEL)
+    home = Home(FolderDisk(tmp_path))
+    with pytest.raises(SetupError, match="no release yet"):
+        open_stage(tmp_path, Place(1, 1), None, None)
+    home.install(home.slots(), said.to_bytes(), MODEL, Promise())
+    one = open_stage(tmp_path, Place(1, 1), "mine", None)
+    assert one.face().name == "mine"
+    assert one.predict(X)[1].tobytes() == Runtime(MODEL).predict(X).tobytes()
 
 
 def test_the_command_chains_parts(tmp_path: Path) -> None:
