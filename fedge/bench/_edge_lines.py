@@ -67,14 +67,14 @@ def _told_start(start: Mapping[str, Any]) -> list[str]:
 
 def _told_serve(serve: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"{name:<12}{each['requests_per_s']:>12,.0f}{each['p50_ms']:>9.2f}{each['p99_ms']:>9.2f}"
+        f"{name:<12}{each['requests_per_s']:>13,.0f}{each['p50_ms']:>9.2f}{each['p99_ms']:>9.2f}"
         f"{each['resident_bytes'] / _MB:>8.0f}"
         for name in ("fedge", "fastapi")
         if (each := serve.get(name))
     ]
     told = [
         "",
-        f"{serve['connections']} connections{'requests/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'MB':>8}",
+        f"{serve['connections']} connections{'requests/s':>11}{'p50 ms':>9}{'p99 ms':>9}{'MB':>8}",
         *rows,
     ]
     if serve["ratio"] is None:

@@ -47,7 +47,7 @@ def sweep_page(sweep: Record) -> str:
                 "section",
                 el("h2", "Every run"),
                 _table(kind, points),
-                el("p", _note(kind, points)),
+                el("p", _note(kind, points), class_="note"),
                 id="runs",
             ),
         ),
@@ -69,9 +69,13 @@ def sweep_lines(sweep: Record) -> list[str]:
 
 
 def point_name(point: Record) -> str:
-    """What is particular of a run: ``buffer 4, seed 0``."""
-    pairs = part(point, "settings").items()
-    return ", ".join(f"{clean(key, 80).rpartition('.')[2]} {clean(value, 40)}" for key, value in pairs)
+    """What is particular of a run: ``buffer 4, seed 0``; whole keys where their ends are the same."""
+    settings = part(point, "settings")
+    ends = [clean(key, 80).rpartition(".")[2] for key in settings]
+    names = ends if len(set(ends)) == len(ends) else [clean(key, 80) for key in settings]
+    return ", ".join(
+        f"{name} {clean(value, 40)}" for name, value in zip(names, settings.values(), strict=True)
+    )
 
 
 def _measure(sweep: Record) -> Measure:

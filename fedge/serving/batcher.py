@@ -96,6 +96,10 @@ class Batcher:
             self._served.warm(count)
             self.pace = (self._clock() - start) / count
 
+    def close(self) -> None:
+        """Forget what waits: nobody is there any more to whom it could be answered."""
+        self._jobs.clear()
+
     def submit(self, x: NDArray[Any], done: Done) -> None:
         """Have ``x`` (``[n, *shape]``) answered; ``done`` is called once, on the loop's thread.
 

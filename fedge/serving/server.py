@@ -138,6 +138,7 @@ async def serve_until(
         for keeper in keepers:
             keeper.cancel()
         await _finish(house, settings.grace)
+        batcher.close()
         if said := await loop.run_in_executor(follower, served.close):
             say(said)
 

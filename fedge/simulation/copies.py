@@ -89,7 +89,7 @@ def seen(data: ClientData, triples: tuple[Triple, ...], degrees: float, seed: in
         seed: everything follows from it.
     """
     random, channels = np.random.default_rng(seed), data.later.x.shape[-1]
-    gain = 1 + GAIN * random.standard_normal(channels).astype(np.float32)
+    gain = np.asarray(1 + GAIN * random.standard_normal(channels), np.float32)
     turn = np.eye(channels, dtype=np.float32)
     if triples and degrees:
         drawn = rotations(1, degrees, torch.Generator().manual_seed(seed))[0].numpy()
@@ -97,8 +97,8 @@ def seen(data: ClientData, triples: tuple[Triple, ...], degrees: float, seed: in
             turn[np.ix_(triple, triple)] = drawn.T
     every = [w for w in (data.train, data.judge, data.later) if len(w)]
     axes = tuple(range(data.later.x.ndim - 1))
-    spread = np.mean([w.x.std(axis=axes) for w in every], axis=0) if every else np.zeros(channels)
-    noise = (NOISE * spread).astype(np.float32)
+    spread = np.stack([w.x.std(axis=axes) for w in every]) if every else np.zeros((1, channels))
+    noise = np.asarray(NOISE * spread.mean(axis=0), np.float32)
 
     def through(windows: Windows) -> Windows:
         hiss: NDArray[np.float32] = random.standard_normal(windows.x.shape, dtype=np.float32)

@@ -56,11 +56,14 @@ def _here(
     count = (cores() if cores() > 1 else 0) if workers is None else workers
     with Journal(out / JOURNAL) as journal, JsonlSink(out / "metrics.jsonl") as sink:
         observer = _started(terminal, sink, config, resume=resume)
-        gc.freeze()  # a full collection over what has been imported takes 0.1 s, and would find nothing
+        gc.collect()
+        gc.freeze()  # or a full collection now and then takes 0.1 s over what has been imported
         try:
             return simulate(config, world, out, journal, observer, resume=resume, workers=count)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"; go on with the same command and --resume --out {out}") from None
+        finally:
+            gc.unfreeze()
 
 
 def _on_ray(

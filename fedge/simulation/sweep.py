@@ -29,7 +29,9 @@ from fedge.simulation.world import build_world
 SWEEP = "sweep.json"
 MOST_POINTS = 1000
 _LONGEST_NAME = 100
-_KEPT = ("round", "score_clients", "score_unseen", "bytes_per_client", "virtual_seconds", "joules")
+Row = dict[str, Any]
+_OF_RUN = ("metric", "score", "bytes", "virtual")
+_OF_ROUND = ("round", "score_clients", "score_unseen", "bytes_per_client", "virtual_seconds", "joules")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Point:
         config: all of its settings.
     """
 
-    settings: Mapping[str, str]
+    settings: dict[str, str]
     config: Config
 
     @property
@@ -120,17 +122,18 @@ def run_sweep(points: Sequence[Point], wanted: Path | None, *, engine: str, work
     going_on = wanted is not None and (wanted / SWEEP).is_file()
     if not going_on:
         check_fresh(wanted)
-    todo = [p for p in points if not (going_on and wanted and _finished(p, wanted))]
+    done = _finished(points, wanted) if going_on and wanted else {}
+    todo = [p for p in points if p.folder not in done]
     for point in todo:
         check_fleet(build_world(point.config))
     out = wanted if going_on and wanted else fresh_folder(wanted, f"{points[0].config.scenario}-sweep")
-    terminal = Terminal()
-    _write(points, out)
+    terminal, sweep = Terminal(), _write(points, done, out)
     for place, point in enumerate(todo, 1):
         terminal.event("note", text=f"run {place} of {len(todo)}: {point.folder}")
         _run_point(point, out, engine, workers)
-        _write(points, out)
-    for line in [*sweep_lines(_collected(points, out)), f"sweep: {out / 'sweep.html'}"]:
+        done |= _finished([point], out)
+        sweep = _write(points, done, out)
+    for line in [*sweep_lines(sweep), f"sweep: {out / 'sweep.html'}"]:
         terminal.event("note", text=line)
 
 
@@ -145,41 +148,36 @@ def _run_point(point: Point, out: Path, engine: str, workers: int | None) -> Non
         raise KeyboardInterrupt(f"; go on with the same command and --out {out}") from None
 
 
-def _finished(point: Point, out: Path) -> bool:
-    """Whether it has a report, of these very settings.
+def _finished(points: Sequence[Point], out: Path) -> dict[str, Row]:
+    """What ``sweep.json`` says of those that have a report, by folder.
 
     Raises:
-        SetupError: of others.
+        SetupError: a report is of other settings.
     """
-    folder = out / point.folder
-    if not (folder / "report.json").is_file():
-        return False
-    if load_report(folder).get("config") != json.loads(json.dumps(point.config.to_dict())):
-        raise SetupError(f"{folder} holds a run with other settings; name another folder with --out")
-    return True
+    found = {}
+    for point in points:
+        folder = out / point.folder
+        if not (folder / "report.json").is_file():
+            continue
+        report = load_report(folder)
+        if report.get("config") != json.loads(json.dumps(point.config.to_dict())):
+            raise SetupError(f"{folder} holds a run with other settings; name another folder with --out")
+        log = [{key: row[key] for key in _OF_ROUND if key in row} for row in report["rounds_log"]]
+        kept = {key: report[key] for key in _OF_RUN if key in report}
+        found[point.folder] = {"folder": point.folder, "settings": point.settings, **kept, "rounds_log": log}
+    return found
 
 
-def _collected(points: Sequence[Point], out: Path) -> dict[str, Any]:
-    """``sweep.json``: the points that are finished, and what it took each to reach the same score."""
-    done = [p for p in points if _finished(p, out)]
-    reports = [load_report(out / p.folder) for p in done]
-    rows = [_point(p, report) for p, report in zip(done, reports, strict=True)]
-    metric = reports[0]["metric"] if reports else None
+def _write(points: Sequence[Point], done: Mapping[str, Row], out: Path) -> Row:
+    """``sweep.json``, which is returned too, and ``sweep.html``: all that is finished, in order."""
+    rows = [done[p.folder] for p in points if p.folder in done]
+    metric = rows[0]["metric"] if rows else None
     reached = same_score(metric, [row["rounds_log"] for row in rows]) if metric else []
     if len(reached) == len(rows):
         rows = [row | {"same_score": one} for row, one in zip(rows, reached, strict=True)]
     axes = {key: list(dict.fromkeys(p.settings[key] for p in points)) for key in points[0].settings}
     scenario = points[0].config.scenario
-    return {"schema": 1, "scenario": scenario, "metric": metric, "sweep": axes, "points": rows}
-
-
-def _point(point: Point, report: Mapping[str, Any]) -> dict[str, Any]:
-    log = [{key: row[key] for key in _KEPT if key in row} for row in report["rounds_log"]]
-    kept = {key: report[key] for key in ("score", "bytes", "virtual") if key in report}
-    return {"folder": point.folder, "settings": dict(point.settings), **kept, "rounds_log": log}
-
-
-def _write(points: Sequence[Point], out: Path) -> None:
-    sweep = _collected(points, out)
+    sweep = {"schema": 1, "scenario": scenario, "metric": metric, "sweep": axes, "points": rows}
     write_whole(out / "sweep.html", lambda path: write_sweep_html(sweep, path))
     write_whole(out / SWEEP, lambda path: write_json(sweep, path))
+    return sweep

@@ -2,8 +2,9 @@
 
 ``python -m fedge.simulation.worker_host PARENT SOCKET MEMORY``, started by ``workers.py``: imports
 everything, lets the app load its data, and only then forks, so that all of it is in memory once. It computes
-nothing and starts no thread, before or after; a fork of the simulation itself, with its threads, open files
-and locks, would be another matter. A worker that dies is forked anew and its task is given out again.
+nothing and has no threads but those that libraries keep idle; a fork of the simulation itself, with its
+threads, open files and locks, would be another matter. A worker that dies is forked anew and its task is
+given out again.
 
 Linux kills this process when the simulation dies, and the workers when this process dies.
 """
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections import deque
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -168,6 +170,7 @@ def find_app(name: str) -> ClientApp:
 def _load(start: Start) -> Crew:
     """Import the app and ask it something, so that its data are there before anything is forked."""
     repeatable()
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # idle ones
     enter_run(RUN)
     crew = Crew(find_app(start.app), dict(start.run_config), start.clients)
     crew.app(Message(RecordDict(), FIRST_NODE, "query.who"), crew.context(0))

@@ -29,7 +29,13 @@ WORKER_BYTES = 128 << 20
 HOST_BYTES = 512 << 20
 """Memory for what all workers share: code, and a data set of ordinary size; measured: 350 MB."""
 
-_GROUPS = Path("/sys/fs/cgroup")
+_GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_LIMITS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Files of a control group's memory, and the line of its statistics that is not counted; versions 2 and 1."""
+
 _SHARED_BYTES = 64 << 20
 """The shared file is begun anew when it is longer than this."""
 
@@ -234,16 +240,20 @@ def free_memory() -> int:
         rows = Path("/proc/meminfo").read_text().splitlines()
         free += [int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:")]
     with suppress(OSError, ValueError):
-        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition("::")[2].strip("/")
-        for group in (_GROUPS / own, *(_GROUPS / own).parents):
-            free += _left_in(group)
+        for row in _OWN.read_text().splitlines():
+            _, controllers, path = row.split(":", 2)
+            if controllers in _LIMITS:
+                base = _GROUPS / controllers
+                for group in (base / path.strip("/"), *(base / path.strip("/")).parents):
+                    free += _left_in(group, *_LIMITS[controllers])
     return min(free)
 
 
-def _left_in(group: Path) -> list[int]:
-    """Bytes below the limit of a control group, if it has one."""
+def _left_in(group: Path, limit: str, usage: str, cache: str) -> list[int]:
+    """Bytes below the limit of a control group, if it has one; files that it only caches do not count."""
     try:
-        most, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        return [int(most) - int(used)]
-    except (OSError, ValueError):
+        most, used = (int((group / name).read_text()) for name in (limit, usage))
+        rows = (group / "memory.stat").read_text().splitlines()
+        return [most - used + sum(int(row.split()[1]) for row in rows if row.split()[0] == cache)]
+    except (OSError, ValueError, IndexError):
         return []

@@ -127,7 +127,7 @@ class World:
         )
 
     def held_out(self) -> dict[str, Windows]:
-        """What scores are measured on: participants' later windows, all windows of unseen clients; no copy's."""
+        """What scores are measured on: participants' later windows (no copy's), all windows of the unseen."""
         people = [c for c in self.roles.participants if self.person(c) == c]
         later = {c: self.parts[c].later for c in people}
         unseen = {c: self.dataset.clients[c] for c in self.roles.unseen}

@@ -154,7 +154,7 @@ def test_fastapi_gets_and_gives_what_fedge_serve_does() -> None:
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     command = [*starts.FEDGE, "serve", str(tmp_path / "nothing"), "--port", str(port)]
-    with pytest.raises(FedgeError, match="ended before its time: fedge: error: .*manifest.json"):
+    with pytest.raises(FedgeError, match=r"ended before its time: fedge: error: .*manifest\.json"):
         starts.start("fedge serve", command, port, tmp_path / "log")
 
 

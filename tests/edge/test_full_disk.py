@@ -67,6 +67,7 @@ def no_room(device: Device, reason: str) -> bool:
 def goes_on(device: Device, *, restarted: bool) -> None:
     """There is room again. A process that was started anew may have to leave the release out."""
     outcome = device.update()
+    assert device.home.slots().highest == 3
     if device.version != 3:
         assert restarted
         assert outcome.code == "tried_before"

@@ -9,12 +9,24 @@ from typing import Any
 import pytest
 
 from fedge.edge import _state_file
+from fedge.edge.disk import FolderDisk
 from fedge.edge.home import STATE, Installed, Seen
 from fedge.edge.slots import Slots
 from fedge.errors import PayloadError
 
 from .lab import Device, Federation, content_of
-from .powercut import FlushFolder, Fsync, Operation, Recorder, Rename, recorded, restore, snapshot, states
+from .powercut import (
+    FlushFolder,
+    Fsync,
+    Operation,
+    Recorder,
+    Rename,
+    Unlink,
+    recorded,
+    restore,
+    snapshot,
+    states,
+)
 
 
 @dataclass
@@ -141,6 +153,14 @@ def test_device_goes_on_after_any_power_cut(tmp_path: Path, wide: bool) -> None:
         assert device.update().taken
         assert device.version == 4
         assert not list(device.disk.path.glob(".scratch*"))  # type: ignore[union-attr]
+
+
+def test_what_is_removed_stays_away(tmp_path: Path) -> None:
+    disk = FolderDisk(tmp_path)
+    disk.replace("a", b"x")
+    with recorded(tmp_path) as recorder:
+        disk.remove("a")
+    assert recorder.done == [Unlink("a"), FlushFolder()]
 
 
 def test_recorder_sees_every_write_into_the_home(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Whatever is tried, the old model goes on to answer, and once the attack is over 
 releases again.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_rollback_on_a_device_whose_metadata_are_damaged(federation: Federation,
     assert device.update().taken
     device.disk.replace("trust.json", b"worn out")
     assert refused(device, older, 3).code == "tried_before"
+
+
+def test_rollback_below_a_promoted_release_that_the_device_never_had(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """It has heard of the promotion; then its metadata are damaged, and it is shown an older state."""
+    older = federation.copy("older")
+    federation.good(3)
+    federation.promote(3)
+    device, empty = Device(federation, tmp_path / "home"), federation.copy("empty")
+    shutil.rmtree(empty / "v0003")
+    with pytest.raises(FetchError):
+        device.update(empty)
+    device.disk.replace("trust.json", b"worn out")
+    outcome = device.update(older)
+    assert (outcome.version, outcome.code) == (2, "below_promoted")
 
 
 def test_rollback_after_the_state_is_lost(federation: Federation, device: Device) -> None:

@@ -13,7 +13,7 @@ from fedge.report import load_report, summary_lines, sweep_lines, write_sweep_ht
 from fedge.report.cost import COSTS
 from fedge.report.page import page
 from fedge.report.reach import time_to_accuracy
-from fedge.report.sweep import MOST_LINES, sweep_page
+from fedge.report.sweep import MOST_LINES, point_name, sweep_page
 
 from .conftest import example_report
 from .parsed import Parsed
@@ -140,6 +140,12 @@ def test_the_table_of_a_sweep_says_what_the_same_score_took() -> None:
     assert "5 min 00 s" in lines[1]
     assert "10 min 00 s" in lines[2]
     assert lines[3].startswith("0.800 is a score of the clients that every run reaches")
+
+
+def test_settings_whose_keys_end_alike_are_told_apart() -> None:
+    both = {"uplink.share": "0.01", "downlink.share": "0.03"}
+    assert point_name({"settings": both}) == "uplink.share 0.01, downlink.share 0.03"
+    assert point_name({"settings": {"uplink.share": "0.01", "seed": "1"}}) == "share 0.01, seed 1"
 
 
 def test_a_sweep_of_many_points_draws_the_best_and_lists_them_all() -> None:

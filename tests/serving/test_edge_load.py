@@ -17,7 +17,7 @@ def test_every_request_is_counted_once(tmp_path: Path) -> None:
     assert found.statuses == {"200": found.requests}
     assert 0 < found.p50_ms <= found.p99_ms <= found.max_ms
     assert found.per_second > 0
-    assert found.seconds >= 0.3
+    assert 0.25 < found.seconds < 30
 
 
 def test_answers_that_are_none_are_failures() -> None:

@@ -273,7 +273,8 @@ def test_overload_is_refused_at_once_and_what_was_taken_is_answered() -> None:
             raw.send(infer_request(windows(1)))
         with ThreadPoolExecutor(40) as pool:
             answers = [pool.submit(raw.read) for raw in many]
-            while sum(a.done() for a in answers) < 35:  # the refusals come while the model is at it
+            # At most four in the batch that is being answered and four behind it: the others hear at once.
+            while sum(a.done() for a in answers) < 32:
                 time.sleep(0.01)
             refused = [a.result() for a in answers if a.done()]
             assert {said.status for said in refused} == {503}
@@ -283,8 +284,8 @@ def test_overload_is_refused_at_once_and_what_was_taken_is_answered() -> None:
             statuses = [a.result().status for a in answers]
         for raw in many:
             raw.socket.close()
-    assert statuses.count(200) == 5
-    assert statuses.count(503) == 35
+    assert 5 <= statuses.count(200) <= 8
+    assert statuses.count(200) + statuses.count(503) == 40
 
 
 def test_swaps_under_load_fail_no_request(tmp_path: Path, wide: bool) -> None:

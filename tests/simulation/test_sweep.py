@@ -2,18 +2,32 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from federated.build import FAST
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedge.cli import main
 from fedge.config import Config, load_config
 from fedge.errors import ConfigError, SetupError
 from fedge.simulation.sweep import SWEEP, Point, _split, grid, run_sweep
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_as_before() -> Iterator[None]:
+    """A simulation sets torch up for a process of its own: without denormals, and more."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+    torch.set_flush_denormal(False)
 
 
 def _plain(assignments: Sequence[str]) -> Config:
@@ -180,3 +194,27 @@ def test_a_point_that_cannot_run_stops_the_sweep_before_the_first(fleet_file: Pa
     with pytest.raises(ConfigError, match="devices can answer within"):
         run_sweep(points, tmp_path / "new", engine="local", workers=0)
     assert not (tmp_path / "new").exists()
+
+
+# ----- the command
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--sweep", "rounds.bufer=1,2"], "did you mean 'rounds.buffer'"),
+        (["--sweep", "rounds.fraction=0.5,7"], "not within"),
+        (["--sweep", "rounds.rounds="], "empty"),
+        (["--sweep", "seed=0,1", "--resume"], "without --resume"),
+        (["--sweep", "fleet.devices=phone,gateways"], "did you mean 'phones'"),
+    ],
+)
+def test_the_command_ends_with_2_and_one_line_and_writes_nothing(
+    more: list[str], said: str, fleet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    assert main(["simulate", "--data", str(fleet_file), "--out", str(out), *more]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not out.exists()

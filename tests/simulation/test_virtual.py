@@ -1,12 +1,14 @@
 """Whole runs in virtual time: killed and resumed, what the report says, fleets that can never do it."""
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from federated.build import Recorder
 
 from fedge.config import Config, Fleet
@@ -24,6 +26,17 @@ Stop = Callable[[str, Mapping[str, object]], None]
 ONE = "share = 1.0\ncompute = 0.01\nuplink = 1000\ndownlink = 1000\nlatency = 1.0\ncompute_watts = 2.0\n"
 QUICK = "share = 0.5\ncompute = 0.5\nuplink = 1e6\ndownlink = 1e6\nlatency = 0.01\ncompute_watts = 2.0\n"
 SLOW = "share = 0.5\ncompute = 0.01\nuplink = 500\ndownlink = 500\nlatency = 1.0\njoules_per_byte = 0.001\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_as_before() -> Iterator[None]:
+    """A simulation sets torch up for a process of its own: without denormals, and more."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+    torch.set_flush_denormal(False)
 
 
 def _timeless(report: Report) -> Report:

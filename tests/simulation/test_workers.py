@@ -284,14 +284,29 @@ class _Unstarted:
         pass
 
 
-def test_the_limit_of_a_control_group_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("folder", "limit", "usage", "cache"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_limit_of_a_control_group_is_seen_and_files_in_its_cache_are_not_counted(
+    folder: str, limit: str, usage: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_GROUPS", tmp_path)
+    monkeypatch.setattr(module, "_OWN", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(f"9:name=systemd:/\n3:{folder}:/outer/inner\n")
+    group = tmp_path / folder / "outer"
+    (group / "inner").mkdir(parents=True)
     unlimited = free_memory()
     assert unlimited > 1 << 20
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
+    (group / limit).write_text("1000000\n")
+    (group / usage).write_text("900000\n")
+    (group / "memory.stat").write_text(f"anon 5\n{cache} 500000\nfile 7\n")
     assert free_memory() == 600_000
-    (tmp_path / "memory.max").write_text("max\n")
+    (group / limit).write_text("max\n")
     assert free_memory() > 1 << 20
 
 
