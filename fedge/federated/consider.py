@@ -32,7 +32,7 @@ class Releases:
         margin: how much worse than the current model a release may score here.
         timed: whether the gate measures how long a window takes; a simulation does not.
         promoted_only: take only what was promoted with the offline key.
-        recent: windows ``[n, *shape]`` that the device saw lately, labelled or not, for a gate without labels;
+        recent: windows ``[n, *shape]`` that it saw lately, labelled or not, for a gate without labels;
             ``None``: those that it learns from.
         disk: the device's home; ``None``: it is part of the client's state (a simulation).
         now: Unix time in seconds, for what expires.
