@@ -61,8 +61,8 @@ def choose(
 
 
 def wanted(config: Config, clients: int) -> int:
-    """Updates that a round is to have, of so many clients: a share of them, at least one."""
-    return max(1, round(config.rounds.fraction * clients))
+    """Updates that a round is to have, of so many clients: a share, and at least ``rounds.least`` and one."""
+    return max(1, config.rounds.least, round(config.rounds.fraction * clients))
 
 
 def needed(config: Config, clients: int) -> int:
