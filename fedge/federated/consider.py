@@ -89,4 +89,5 @@ def _verdict(outcome: Outcome) -> Verdict:
     current, candidate = (
         float("nan") if s is None else s for s in (outcome.current_score, outcome.candidate_score)
     )
-    return Verdict(outcome.version, outcome.taken, outcome.code, current, candidate, outcome.windows)
+    taken = outcome.taken or outcome.code == "up_to_date"  # taken just before this process was stopped
+    return Verdict(outcome.version, taken, outcome.code, current, candidate, outcome.windows)
