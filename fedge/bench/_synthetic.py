@@ -105,7 +105,7 @@ def unwelcomed_state(federation: Federation) -> FederationState:
 def welcomed_state(federation: Federation) -> FederationState:
     """Before the first round, with everyone holding the student already."""
     record = ClientRecord(version=0, lineage=begin(federation.prepared.snapshot))
-    clients = {client: replace(record) for client in federation.enrolled}
+    clients = dict.fromkeys(federation.enrolled, record)
     return replace(unwelcomed_state(federation), clients=clients)
 
 

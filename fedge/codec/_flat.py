@@ -9,7 +9,8 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -45,10 +46,7 @@ class Layout:
         Raises:
             PayloadError: a dimension is negative, or there are more than ``MAX_ENTRIES`` entries.
         """
-        layout = Layout(tuple(shapes), tuple(tuple(int(d) for d in s) for s in shapes.values()))
-        if any(d < 0 for s in layout.shapes for d in s) or layout.total > MAX_ENTRIES:
-            raise PayloadError(f"shapes are negative, or hold more than {MAX_ENTRIES} entries")
-        return layout
+        return _layout(tuple(shapes), tuple(tuple(s) for s in shapes.values()))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -70,10 +68,23 @@ class Layout:
         """CRC-32 of names and shapes."""
         return zlib.crc32(self.text)
 
+    @cached_property
+    def places(self) -> tuple[slice, ...]:
+        """Where each array lies."""
+        return tuple(slice(start, end) for start, end in pairwise(accumulate(self.sizes, initial=0)))
+
     def split(self, flat: NDArray[_T]) -> list[NDArray[_T]]:
         """Views of the ``[total]`` vector, one flat piece per array."""
-        ends = np.cumsum(np.asarray(self.sizes, np.int64))
-        return np.split(flat, ends[:-1]) if self.sizes else []
+        return [flat[place] for place in self.places]
+
+
+@lru_cache(maxsize=16)
+def _layout(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> Layout:
+    """Kept: a server asks for the same one with every update."""
+    layout = Layout(names, tuple(tuple(int(d) for d in s) for s in shapes))
+    if any(d < 0 for s in layout.shapes for d in s) or layout.total > MAX_ENTRIES:
+        raise PayloadError(f"shapes are negative, or hold more than {MAX_ENTRIES} entries")
+    return layout
 
 
 Encode = Callable[[Vector, Layout, int], tuple[bytes, Vector]]
@@ -184,6 +195,6 @@ def _plus(a: Vector, b: NDArray[np.generic]) -> Vector:
 
 
 def _within(flat: Vector, max_abs: float) -> None:
-    largest = max(float(flat.max()), -float(flat.min())) if flat.size else 0.0
+    largest = float(np.maximum.reduce(np.abs(flat), initial=0.0))
     if not largest <= max_abs:
         raise PayloadError(f"payload holds a value of magnitude {largest:.6g}; the limit is {max_abs:.6g}")

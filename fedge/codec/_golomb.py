@@ -35,7 +35,8 @@ def decode(bits: Bits, divisors: Ints, most: int) -> tuple[Ints, Bits]:
     ones = np.flatnonzero(bits)[:k]
     if len(ones) < k:
         raise PayloadError(f"payload has {len(ones)} positions; expected {k}")
-    quotients = np.diff(ones, prepend=-1) - 1
+    quotients = ones.copy()
+    quotients[1:] -= ones[:-1] + 1
     if (quotients > most // divisors).any():
         raise PayloadError(f"payload has a gap above {most}")
     bits = bits[int(ones[-1]) + 1 :] if k else bits
@@ -73,6 +74,6 @@ def divisor(count: int, total: int) -> int:
 
 def _widths(divisors: Ints) -> tuple[Ints, Ints]:
     """Width of the leading bits of a remainder, and how many remainders need no further bit."""
-    width = np.frexp((divisors - 1).astype(np.float64))[1].astype(np.int64)
-    short = np.where(divisors == 1, 1, (np.int64(1) << width) - divisors)
-    return np.maximum(width - 1, 0), short
+    width = np.frexp(divisors - 1)[1]
+    short = (np.int64(1) << width) - divisors + (divisors == 1)
+    return np.maximum(width - 1, 0, dtype=np.int64), short

@@ -199,9 +199,16 @@ def _read_bits(reader: Reader, counts: Ints, divisors: Ints, spans: Ints) -> bit
 
 
 def _positions(gaps: Ints, counts: Ints, spans: Ints) -> Ints:
-    walked = np.concatenate([[0], np.cumsum(gaps + 1)])
-    starts = np.cumsum(spans) - spans - walked[np.cumsum(counts) - counts]
-    positions: Ints = walked[1:] - 1 + np.repeat(starts, counts)
-    if (positions >= np.repeat(np.cumsum(spans), counts)).any():
+    walked = np.zeros(len(gaps) + 1, np.int64)
+    (gaps + 1).cumsum(out=walked[1:])
+    ends = spans.cumsum()
+    if len(spans) > 1:
+        starts = ends - spans - walked[counts.cumsum() - counts]
+        positions: Ints = walked[1:] - 1 + starts.repeat(counts)
+        beyond = positions >= ends.repeat(counts)
+    else:
+        positions = walked[1:] - 1
+        beyond = positions[-1:] >= ends
+    if beyond.any():
         raise PayloadError("payload has a position beyond the end of the arrays")
     return positions

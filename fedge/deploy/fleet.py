@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 from flwr.app import Error
 
 from fedge.deploy.flower_internals import HEARTBEAT, Fetched, NodeKey
-from fedge.deploy.gateway import Task
+from fedge.deploy.gateway_tasks import Task
 from fedge.errors import PayloadError, UpdateError
-from fedge.flower.messages import CANNOT_FOLLOW, REFUSED
+from fedge.flower.messages import CANNOT_FOLLOW, REFUSED, UNSOUND
 
 _T = TypeVar("_T")
 
@@ -169,6 +169,14 @@ class FleetUpstream:
             UpdateError: the server no longer waits for it.
         """
         await self._reply(client, task, Error(CANNOT_FOLLOW if lost else REFUSED, text[:500]))
+
+    async def accuse(self, client: str, task: bytes, text: str) -> None:
+        """Tell the server that what a client claims of its answer is not so.
+
+        Raises:
+            UpdateError: the server no longer waits for it.
+        """
+        await self._reply(client, task, Error(UNSOUND, text[:500]))
 
     def ring(self, clients: Iterable[str]) -> None:
         """The round loop says that a task waits for each of these."""

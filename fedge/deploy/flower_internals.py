@@ -54,7 +54,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 
 from fedge.errors import PayloadError, UpdateError
-from fedge.flower.messages import REFUSED, with_frame
+from fedge.flower.messages import REFUSED, UNSOUND, with_frame
 
 HEARTBEAT = 1800.0
 """Seconds for which a node's sign of life is good, halved: Flower waits for twice this."""
@@ -433,6 +433,8 @@ def _check_messages(request: PushMessagesRequest) -> None:
         raise PayloadError("one message in a call is expected")
     if request.messages_list[0].metadata.src_node_id != request.node.node_id:
         raise PayloadError("a message in another node's name")
+    if request.messages_list[0].error.code == UNSOUND:
+        raise PayloadError("an accusation, which is the gateway's word")
     level, parts = [request.message_object_trees[0]], 0
     for _ in range(_DEPTH):
         parts += len(level)

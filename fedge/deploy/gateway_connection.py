@@ -24,6 +24,7 @@ PATH, RELEASES = "/link", "/releases/"
 _SLICE = 4096  # bytes that are deciphered and parsed before limits are looked at again
 _WRITE_AHEAD = 65_536  # bytes that wait for a slow reader before the gateway stops writing to it
 _DOWNLOAD = 600.0  # seconds for a file of the releases
+_ASKED = b"?"
 _LAST_WORDS = 5.0  # seconds for a goodbye to get through
 
 _silent = logging.getLogger("fedge.websockets")
@@ -74,6 +75,7 @@ class Connection(asyncio.Protocol):
         self.heard = time.monotonic()
         self.closing = False
         self.received = self.sent = 0
+        self.signs = 0  # of life, that ``ask`` asked for
         self._socket = ServerProtocol(max_size=FRAME_BYTES, logger=_silent)
         self._transport: asyncio.Transport | None = None
         self._full = False  # the other end does not read
@@ -155,6 +157,12 @@ class Connection(asyncio.Protocol):
             self._socket.send_close(CloseCode.NORMAL_CLOSURE)
         self.hang_up()
 
+    def ask(self) -> None:
+        """Ask for a sign of life."""
+        if self._socket.state is OPEN and not self.closing:
+            self._socket.send_ping(_ASKED)
+            self.flush()
+
     def greeted(self, client: str, bucket: Bucket) -> None:
         """The client was let in: the greeting is over."""
         self.client, self.bucket = client, bucket
@@ -225,7 +233,9 @@ class Connection(asyncio.Protocol):
             self._charge()
             if isinstance(event, Request):
                 self._open(event)
-            elif isinstance(event, Frame) and event.opcode not in (Opcode.PING, Opcode.PONG, Opcode.CLOSE):
+            elif isinstance(event, Frame) and event.opcode is Opcode.PONG:
+                self.signs += event.data == _ASKED
+            elif isinstance(event, Frame) and event.opcode not in (Opcode.PING, Opcode.CLOSE):
                 self._message(event)
 
     def _open(self, request: Request) -> None:

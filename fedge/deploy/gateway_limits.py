@@ -25,6 +25,7 @@ class Limits:
         memory: most bytes of all answers that are on their way.
         task: most bytes of one task.
         linger: seconds that a client may be gone before the upstream is told.
+        stalled: seconds between two looks at answers of which nothing comes.
         takeovers: how often another process may take a client's place, per minute.
         takeovers_burst: how often at once.
     """
@@ -45,6 +46,7 @@ class Limits:
     memory: int = 512 << 20
     task: int = 256 << 20
     linger: float = 30.0
+    stalled: float = 2.0
     takeovers: float = 1.0
     takeovers_burst: int = 5
 

@@ -17,7 +17,8 @@ from fedge.deploy.federation import REGISTRY, RELEASES, Federation
 from fedge.deploy.fleet import FleetUpstream
 from fedge.deploy.flower_door import FlowerDoor
 from fedge.deploy.flower_internals import SuperLink
-from fedge.deploy.gateway import Gateway, RegistryFile
+from fedge.deploy.gateway import Gateway
+from fedge.deploy.gateway_admission import RegistryFile
 from fedge.deploy.tls import server_context
 from fedge.errors import FedgeError
 

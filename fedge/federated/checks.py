@@ -14,16 +14,13 @@ from fedge.federated.client import HELLO, UPDATE, signed_parts
 from fedge.federated.coding import Weights, limits
 from fedge.federated.federation import Federation
 from fedge.federated.frames import Hello, Train, Trained
+from fedge.federated.unsound import UnsoundError
 from fedge.metrics import RANGES
 from fedge.signing import verify
 from fedge.update import Term
 
 MOST_WINDOWS = 1_000_000
 """Largest weight of one update: a client that claims more windows is refused."""
-
-
-class UnsoundError(UpdateError):
-    """An update that its signer answers for, and that cannot be taken."""
 
 
 def check_hello(client: str, answer: bytes | FedgeError, challenge: bytes, federation: Federation) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 from fedge.codec import Codec
 from fedge.config import Config
@@ -60,6 +61,8 @@ from fedge.federated.strategy import (
 from fedge.update import Update
 
 __all__ = ["Clients", "Federation", "Score", "run_round", "run_rounds"]
+
+_T = TypeVar("_T")
 
 
 def run_rounds(federation: Federation) -> FederationState:
@@ -115,7 +118,7 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
         record["redistillation"] = lessons.evidence(config, tried, judgement, number, judges)
         federation.observer.event("redistillation", **record["redistillation"])
     state = release(state, federation, number, record)
-    state = lessons.redistil(state, federation, outcome.members)
+    state = lessons.redistil(state, federation, list(_in_order(outcome.members).values()))
     record |= federation.ended(number)
     record["seconds"] = round(time.perf_counter() - start, 3)
     federation.journal.commit_round(number, record, state.to_bytes())
@@ -201,7 +204,7 @@ class Outcome:
         losses: mean training loss, by client.
         own_scores: score of the weights received on the client's own later windows, by client.
         scores: numbers of the judges.
-        members: models of some clients, where a lesson after this round will want them.
+        members: models of some clients, where a lesson after this round will want them, by client.
     """
 
     asked: list[str]
@@ -215,7 +218,7 @@ class Outcome:
     losses: dict[str, float] = field(default_factory=dict)
     own_scores: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
-    members: list[Weights] = field(default_factory=list)
+    members: dict[str, Weights] = field(default_factory=dict)
 
     def take(self, client: str, task: Train, trained: Trained, judges: bool) -> None:
         """Note a sound answer."""
@@ -237,12 +240,12 @@ class Outcome:
             "counted": sorted(self.counted),
             "refused": sorted(set(self.asked) - self.told.keys()),
             "late": {c: weight for c, weight in sorted(self.late.items()) if weight},
-            "loss": sum(self.losses.values()) / len(self.losses) if self.losses else None,
+            "loss": fmean(self.losses.values()) if self.losses else None,
             "down": traffic.down,
-            "up": traffic.up,
+            "up": _in_order(traffic.up),
             "initial_down": initial.down,
-            "initial_up": initial.up,
-            "own_scores": {c: None if s != s else s for c, s in self.own_scores.items()},
+            "initial_up": _in_order(initial.up),
+            "own_scores": {c: None if s != s else s for c, s in _in_order(self.own_scores).items()},
             "scores": dict(scores),
             "redistillation": None,
             "release": None,
@@ -289,7 +292,7 @@ def _collect(
             continue
         outcome.take(client, tasks[client], trained, client in judges)
         if sound is not None and client in members:
-            outcome.members.append(federation.prepared.support.add(state.weights, sound[0]))
+            outcome.members[client] = federation.prepared.support.add(state.weights, sound[0])
     try:
         outcome.total = adder.total()
     except UpdateError as error:  # too few for a robust mean: then none of them counts
@@ -349,6 +352,11 @@ def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -
         except FedgeError as error:
             refused(federation, client, number, error)
     return delivered(state, done)
+
+
+def _in_order(by_client: Mapping[str, _T]) -> dict[str, _T]:
+    """By name: the order of arrival must not show, not in the last bit of a mean."""
+    return dict(sorted(by_client.items()))
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,12 +159,14 @@ def _columns(records: Collection[ClientRecord]) -> dict[str, NDArray[Any]]:
 
 
 def _records(columns: Mapping[str, NDArray[Any]]) -> Iterator[ClientRecord]:
-    """The records that ``_columns`` took apart."""
+    """The records that ``_columns`` took apart; those that are the same are one object."""
+    alike = dict[ClientRecord, ClientRecord]()
     names = columns["lineage"].reshape(-1, HASH_BYTES)
     numbers = zip(*(columns[n].tolist() for n in _NUMBERS), strict=True)
     known = zip(columns["version"].tolist(), names, columns["lineage_size"].tolist(), numbers, strict=True)
     for version, name, size, rest in known:
-        yield ClientRecord(None if version == _UNKNOWN else version, name[:size].tobytes(), *rest)
+        record = ClientRecord(None if version == _UNKNOWN else version, name[:size].tobytes(), *rest)
+        yield alike.setdefault(record, record)
 
 
 def _numbers(candidate: Candidate) -> dict[str, list[Any]]:

@@ -123,7 +123,8 @@ def marked(
     """Standing after a round: who offended so often in a row is barred, twice as long each time."""
     number, records = state.round + 1, dict(state.clients)
     for client in sound:
-        records[client] = replace(records[client], offences=0)
+        if records[client].offences:
+            records[client] = replace(records[client], offences=0)
     for client in unsound:
         record = records[client]
         record = replace(record, offences=record.offences + 1)
@@ -290,10 +291,11 @@ def close_round(
     weights = state.weights
     for step in steps:
         weights = apply_step(step, weights, support, downlink)
-    records = dict(state.clients)
+    records, alike = dict(state.clients), dict[ClientRecord, ClientRecord]()
     for client, name in told.items():
         last = number if client in counted else records[client].counted
-        records[client] = replace(records[client], version=state.round, lineage=name, counted=last)
+        record = replace(records[client], version=state.round, lineage=name, counted=last)
+        records[client] = alike.setdefault(record, record)  # most are: one object for all of them
     for client in lost:
         records[client] = replace(records[client], version=None)
     return replace(

@@ -3,11 +3,13 @@
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedge.errors import FedgeError, PayloadError, RefusedError, UpdateError
+from fedge.federated.unsound import UnsoundError
 
 _RECORD, _FRAME = "fedge", "frame"
 
-REFUSED, CANNOT_FOLLOW = 1001, 1002
-"""Error codes of our own: a client refused a task; a client cannot follow and must be welcomed again."""
+REFUSED, CANNOT_FOLLOW, UNSOUND = 1001, 1002, 1003
+"""Error codes of our own: a client refused a task; a client cannot follow and must be welcomed again; what a
+client claimed of its answer, under its own certificate, is not so. The last is the gateway's word only."""
 
 
 def with_frame(frame: bytes) -> RecordDict:
@@ -19,13 +21,18 @@ def frame_of(message: Message) -> bytes:
     """The frame in a message.
 
     Raises:
+        UnsoundError: the gateway says that the client answers for there being none.
         UpdateError: the client says that it cannot follow.
         FedgeError: the message carries another error.
         PayloadError: there is no frame in it.
     """
     if message.has_error():
         reason = message.error.reason or f"error {message.error.code} without a reason"
-        kinds: dict[int, type[FedgeError]] = {CANNOT_FOLLOW: UpdateError, REFUSED: RefusedError}
+        kinds: dict[int, type[FedgeError]] = {
+            CANNOT_FOLLOW: UpdateError,
+            REFUSED: RefusedError,
+            UNSOUND: UnsoundError,
+        }
         raise kinds.get(message.error.code, FedgeError)(reason)
     record = message.content.get(_RECORD)
     frame = record.get(_FRAME) if isinstance(record, ConfigRecord) else None

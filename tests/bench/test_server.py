@@ -1,6 +1,8 @@
 """``fedge bench server``: the updates that it counts are sound, signed ones, and only the server is timed."""
 
+import gc
 import json
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,23 @@ def test_a_round_that_does_not_count_everyone_is_no_measurement(monkeypatch: pyt
     monkeypatch.setattr(_Liar, "ask", lambda *_: iter([]))
     with pytest.raises(FedgeError, match="0 of 3"):
         bench.one_round(3, 500, 2)
+
+
+def _traced_peak(clients: int) -> int:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        bench.one_round(clients, 500, 2)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_client_costs_the_server_less_than_800_bytes() -> None:
+    """10,000 clients then cost less than two models of a million parameters; names and keys count."""
+    _traced_peak(10)  # imports
+    few, many = 100, 1500
+    assert _traced_peak(many) - _traced_peak(few) < 800 * (many - few)
 
 
 def test_a_synthetic_client_says_who_it_is_and_takes_no_release() -> None:

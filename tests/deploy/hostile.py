@@ -117,11 +117,11 @@ ATTACKS: dict[str, Attack] = {
 }
 """What is wrong with the content. The last gives one sound answer, and that again and again."""
 
-BARRED = ("wrong-keys", "wrong-shape", "wrong-dtype", "huge-norm", "huge-weight")
-"""Those whose signature shows that it is they who say something impossible."""
-
 LINK_ATTACKS = ("withheld-chunk", "repeated-chunk", "oversized-body")
 """What is wrong with the way it is sent."""
+
+BARRED = ("wrong-keys", "wrong-shape", "wrong-dtype", "huge-norm", "huge-weight", *LINK_ATTACKS)
+"""Those whose key or certificate shows that it is they who say something impossible."""
 
 
 class LinkOffender:

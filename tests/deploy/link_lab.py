@@ -13,19 +13,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from fedge.deploy import device, enrol, federation, tls
 from fedge.deploy.device_limits import ByteAccount, DeviceLimits
 from fedge.deploy.device_link import DeviceLink, Server
 from fedge.deploy.device_store import LinkStore
+from fedge.deploy.device_wire import Wire
 from fedge.deploy.device_work import Worker
 from fedge.deploy.federation import Enrolment, Federation
-from fedge.deploy.gateway import Gateway, RegistryFile, Task
+from fedge.deploy.gateway import Gateway
+from fedge.deploy.gateway_admission import RegistryFile
 from fedge.deploy.gateway_limits import Limits
+from fedge.deploy.gateway_tasks import Task
 from fedge.errors import UpdateError
+from fedge.link.device_end import DeviceDesk, DeviceEnd
 
 LARGEST = 8 << 20
+Seen = TypeVar("Seen")
 
 
 def make_federation(folder: Path, devices: tuple[str, ...], days: int = 30) -> Federation:
@@ -46,6 +51,7 @@ class PlainUpstream:
     tasks: "dict[str, asyncio.Queue[Task]]" = field(default_factory=lambda: defaultdict(asyncio.Queue))
     answers: list[tuple[str, bytes, bytes]] = field(default_factory=list)
     refusals: list[tuple[str, bytes, str, bool]] = field(default_factory=list)
+    accusations: list[tuple[str, bytes, str]] = field(default_factory=list)
     here: Counter[str] = field(default_factory=Counter)
     unwanted: set[bytes] = field(default_factory=set)
     failures: int = 0  # hand-overs that fail for now
@@ -69,6 +75,9 @@ class PlainUpstream:
 
     async def refuse(self, client: str, task: bytes, text: str, *, lost: bool = False) -> None:
         self.refusals.append((client, task, text, lost))
+
+    async def accuse(self, client: str, task: bytes, text: str) -> None:
+        self.accusations.append((client, task, text))
 
 
 @dataclass
@@ -201,8 +210,46 @@ class Lab:
         self.stop()
 
 
+class Caller:
+    """A device's end on a blocking socket, for tests that look at every step."""
+
+    def __init__(self, folder: Path, name: str, port: int, shown: str | None = None) -> None:
+        bundle = folder / "devices" / name
+        self.end = DeviceEnd(device.identity_of(Enrolment.load(bundle), bundle), DeviceDesk(), 1 << 20)
+        self.plug = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.wire = Wire(tls.device_context(folder / "devices" / (shown or name)), "127.0.0.1", port)
+        self.wire.start()
+
+    def step(self) -> list[object]:
+        """Send what there is; hear what comes next."""
+        while self.wire.open and (message := self.end.next_message()) is not None:
+            self.wire.send(message)
+        self.plug.sendall(self.wire.outgoing())
+        data = self.plug.recv(65_536)
+        events: list[object] = []
+        for message in self.wire.receive(data):
+            events += self.end.receive(message)
+        return [*events, *([] if data else [EOFError()])]
+
+    def until(self, kind: type[Seen]) -> Seen:
+        """The first event of this kind."""
+        while True:
+            for event in self.step():
+                if isinstance(event, kind):
+                    return event
+                assert not isinstance(event, EOFError), "hung up"
+
+    def close(self) -> None:
+        self.plug.close()
+
+
 class Proxy:
-    """Passes bytes on to a port, counts them, and breaks each connection after as many as it is told."""
+    """Passes bytes on to a port, counts them, and breaks each connection after as many as it is told.
+
+    Once ``stall[0]`` bytes have gone up, nothing moves for ``stall[1]`` seconds, once.
+    """
+
+    stall = (0, 0.0)
 
     def __init__(self, port: int, lives: Iterator[int] | None = None) -> None:
         self._to, self._lives = port, lives
@@ -238,6 +285,9 @@ class Proxy:
                     return
                 if plug is near:
                     self.up += len(data)
+                    if self.stall[1] and self.up > self.stall[0]:
+                        time.sleep(self.stall[1])
+                        self.stall = (0, 0.0)
                     far.sendall(data)
                 else:
                     self.down += len(data)

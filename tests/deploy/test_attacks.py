@@ -64,7 +64,7 @@ def _lab(home: Path, name: str, port: int, work: Any) -> Lab:
 def test_bad_replies_of_every_kind_cost_the_honest_nothing(
     tmp_path: Path, fleet_file: Path, wide: bool
 ) -> None:
-    """All kinds in each round: twice (those that take the whole deadline, once), in full 20 times."""
+    """All kinds in each round: twice, in full 20 times. Those who can be blamed are barred after that."""
     home, state, port, deadline = (
         tmp_path / "home",
         tmp_path / "state",
@@ -76,7 +76,7 @@ def test_bad_replies_of_every_kind_cost_the_honest_nothing(
     data = live.split(fleet_file, tmp_path / "data", HONEST)
     given = {"rounds__deadline_seconds": deadline, "rounds__least": len(HONEST), "rounds__offences": times}
     with (
-        _everyone(home, data, port, times if wide else 1),
+        _everyone(home, data, port, times),
         live.server(home, state, tmp_path / "log", fleet_file, times + 1, **given) as server,
     ):
         run = server.child("flwr-serverapp")

@@ -15,7 +15,7 @@ from fedge.deploy.bell import Bell, BellServer
 from fedge.deploy.fleet import FleetUpstream
 from fedge.deploy.flower_internals import HEARTBEAT, Fetched, NodeKey, record_frame
 from fedge.errors import PayloadError, UpdateError
-from fedge.flower.messages import CANNOT_FOLLOW, REFUSED
+from fedge.flower.messages import CANNOT_FOLLOW, REFUSED, UNSOUND
 
 
 @dataclass
@@ -181,6 +181,22 @@ def test_a_refusal_says_to_the_server_whether_the_client_is_lost() -> None:
             assert answer.code == (CANNOT_FOLLOW if lost else REFUSED)
             assert answer.reason is not None
             assert len(answer.reason) == 500
+
+    _play(story)
+
+
+def test_an_accusation_is_told_to_the_server_as_one() -> None:
+    async def story(fleet: FleetUpstream, flower: SuperLinkOfTests, ear: Ear) -> None:
+        await fleet.join("a")
+        name = flower.put(ear.nodes["a"], b"x")
+        fleet.ring(["a"])
+        task = await fleet.next_task("a")
+        await fleet.accuse("a", task.id, "keeps back an answer")
+        answer = flower.answers[name]
+        assert isinstance(answer, Error)
+        assert (answer.code, answer.reason) == (UNSOUND, "keeps back an answer")
+        with pytest.raises(UpdateError):  # the task is over
+            await fleet.answer("a", task.id, b"late")
 
     _play(story)
 

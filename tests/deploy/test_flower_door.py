@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.proto.error_pb2 import Error
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
@@ -27,6 +28,7 @@ from fedge.deploy.gateway_limits import Bucket
 from fedge.deploy.registry import Member, Registry
 from fedge.deploy.stock_node import point_of
 from fedge.deploy.tls import server_context
+from fedge.flower.messages import UNSOUND
 
 _NODE = ec.generate_private_key(ec.SECP384R1())
 _STRANGER = ec.generate_private_key(ec.SECP384R1())
@@ -266,8 +268,8 @@ def _tree(width: int, depth: int) -> ObjectTree:
     )
 
 
-def _push(node: int, source: int, tree: ObjectTree, copies: int = 1) -> bytes:
-    message = Message(metadata=Metadata(src_node_id=source))
+def _push(node: int, source: int, tree: ObjectTree, copies: int = 1, code: int = 0) -> bytes:
+    message = Message(metadata=Metadata(src_node_id=source), error=Error(code=code) if code else None)
     request = PushMessagesRequest(
         node=Node(node_id=node), messages_list=[message] * copies, message_object_trees=[tree] * copies
     )
@@ -281,6 +283,7 @@ def _push(node: int, source: int, tree: ObjectTree, copies: int = 1) -> bytes:
         ("/v1/fleet/push-messages", _push(7, 7, _tree(400, 1))),  # many parts
         ("/v1/fleet/push-messages", _push(7, 7, _tree(1, 50))),  # deep
         ("/v1/fleet/push-messages", _push(7, 7, _tree(1, 2), copies=2)),
+        ("/v1/fleet/push-messages", _push(7, 7, _tree(1, 2), code=UNSOUND)),  # only the gateway accuses
         ("/v1/fleet/push-messages", b""),
         ("/v1/fleet/push-messages", b"\xff" * 100),
         ("/v1/fleet/push-object", PushObjectRequest(object_content=b"garbage of 15 b").SerializeToString()),
@@ -300,6 +303,7 @@ def _push(node: int, source: int, tree: ObjectTree, copies: int = 1) -> bytes:
         "wide",
         "deep",
         "two",
+        "accusation",
         "none",
         "noise",
         "garbage",

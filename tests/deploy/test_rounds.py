@@ -4,12 +4,21 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from federated.build import FAST, MemoryStore, Recorder, config_for, federation_of, fleet_of, same_weights
+from federated.build import (
+    FAST,
+    MemoryStore,
+    Recorder,
+    config_for,
+    federation_of,
+    fleet_of,
+    is_training,
+    same_weights,
+)
 
 from deploy import live_federation as live
 from deploy.link_lab import Lab
@@ -20,11 +29,12 @@ from fedge.deploy.federation import Enrolment
 from fedge.deploy.registry import Registry
 from fedge.deploy.rounds import bind, read_data, server_data
 from fedge.errors import FedgeError, SetupError
-from fedge.federated.federation import Federation
+from fedge.federated.federation import Federation, NotYetError
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared, unpack_prepared
 from fedge.federated.server import run_rounds
 from fedge.federated.state import FederationState
+from fedge.federated.unsound import UnsoundError
 from fedge.simulation.world import World
 
 NAMES = ("a", "b", "c")
@@ -240,6 +250,26 @@ def test_a_client_that_is_revoked_while_it_works_is_refused_and_nothing_else_hap
     assert state.round == federation.config.rounds.rounds
     assert journal.rounds()[0]["counted"] == others
     assert "is not enrolled any more" in watcher.of("refused")[0]["reason"]
+
+
+def test_a_client_that_the_gateway_accuses_is_barred_and_one_that_only_stays_away_is_not(
+    small_world: World, small_prepared: Prepared, journal: Journal
+) -> None:
+    fleet = fleet_of(small_world)
+    accused, absent, *others = sorted(fleet.devices)
+    rounds = replace(small_world.config.rounds, rounds=4, offences=2, barred_rounds=100)
+    federation, _ = federation_of(small_world, small_prepared, fleet, journal, rounds=rounds)
+    fleet.tamper[accused] = lambda task, answer: (
+        UnsoundError("keeps back an answer") if is_training(task) else answer
+    )
+    fleet.tamper[absent] = lambda task, answer: NotYetError("none") if is_training(task) else answer
+    state = run_rounds(federation)
+    assert [accused in r["refused"] for r in journal.rounds()] == [True, True, False, False]
+    assert all(absent in r["refused"] for r in journal.rounds())
+    assert {c for c, record in state.clients.items() if record.barred} == {accused}
+    assert state.clients[absent].offences == 0
+    assert all(set(others) <= set(r["counted"]) for r in journal.rounds())
+    assert state.clients[accused].version is not None  # it was not lost: it need not be welcomed again
 
 
 def test_a_device_that_is_added_while_nobody_is_there_is_asked_at_once(
