@@ -9,7 +9,7 @@ Nothing here knows Flower: ``Clients`` is whoever can carry a frame to a client 
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -21,7 +21,7 @@ from fedge.config import Config
 from fedge.errors import FedgeError, PayloadError, SetupError, UpdateError
 from fedge.federated import frames, lessons
 from fedge.federated.adder import Adder
-from fedge.federated.checks import UnsoundError, check_hello, check_trained, sound_change
+from fedge.federated.checks import check_hello, check_trained, sound_change
 from fedge.federated.coding import Weights, build_codec, snapshot_step
 from fedge.federated.federation import (
     Clients,
@@ -58,6 +58,7 @@ from fedge.federated.strategy import (
     task_for,
     waited,
 )
+from fedge.federated.unsound import UnsoundError
 from fedge.update import Update
 
 __all__ = ["Clients", "Federation", "Score", "run_round", "run_rounds"]
@@ -196,12 +197,11 @@ class Outcome:
         asked: who got a task.
         total: the sum of the updates that count.
         told: clients that took the global weights and gave a sound answer, and the name of what they hold.
-        counted: clients whose update is in ``total``.
         lost: clients that said they cannot follow.
         missing: clients that may still answer: the round, and the version and name of what they hold.
         late: clients whose answer to an earlier task came; those that counted with their weight.
         unsound: clients whose answer was theirs and could not be taken.
-        losses: mean training loss, by client.
+        losses: mean training loss of the clients whose update is in ``total``.
         own_scores: score of the weights received on the client's own later windows, by client.
         scores: numbers of the judges.
         members: models of some clients, where a lesson after this round will want them, by client.
@@ -210,7 +210,6 @@ class Outcome:
     asked: list[str]
     total: Update | None = None
     told: dict[str, bytes] = field(default_factory=dict)
-    counted: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     missing: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
@@ -220,12 +219,16 @@ class Outcome:
     scores: dict[str, Scores] = field(default_factory=dict)
     members: dict[str, Weights] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> Collection[str]:
+        """Clients whose update is in ``total``."""
+        return self.losses.keys()
+
     def take(self, client: str, task: Train, trained: Trained, judges: bool) -> None:
         """Note a sound answer."""
         self.told[client] = task.lineage
         self.own_scores[client] = trained.score
         if trained.weight > 0:
-            self.counted.add(client)
             self.losses[client] = trained.loss
         if trained.judged is not None and judges:
             self.scores[client] = trained.judged
@@ -265,41 +268,58 @@ def _collect(
     on_trial = state.candidate is not None and not state.candidate.scores
     judges = choose_judges(config, number, participants) if on_trial else set()
     members = _members(config, state, participants)
-    rate = learning_rate(config, number)
-    snapshot, outcome = _snapshot(state, federation), Outcome(participants)
-    welcome = welcomed(state, participants)
-    tasks = {c: task_for(c, number, state, snapshot, rate, c in judges) for c in welcome}
+    outcome = Outcome(participants)
+    tasks, sent = _tasks(state, federation, welcomed(state, participants), judges)
     uplink, adder = build_codec(federation.prepared.plan.uplink), Adder(federation, state.round)
-    sent = {c: frames.encode_task(t) for c, t in tasks.items()}
-    outcome.missing = {c: (number, t.version, t.lineage) for c, t in tasks.items()}
     for client, answer in ask(federation, sent, traffic, enough, state.late):
-        if client not in tasks:
+        if (task := tasks.get(client)) is None:
             outcome.late[client] = _late(client, answer, state, federation, adder, uplink, number)
             continue
         if not isinstance(answer, NotYetError):
-            del outcome.missing[client]
+            del tasks[client]
         try:
-            trained = check_trained(client, answer, tasks[client], federation)
+            trained = check_trained(client, answer, task, federation)
             sound = sound_change(trained, federation, uplink)
             if sound is not None:
                 adder.add(client, *sound)
         except FedgeError as error:
-            if answer is error and isinstance(error, UpdateError):
-                outcome.lost.add(client)
             if isinstance(error, UnsoundError):
                 outcome.unsound.add(client)
+            elif answer is error and isinstance(error, UpdateError):
+                outcome.lost.add(client)
             refused(federation, client, number, error)
             continue
-        outcome.take(client, tasks[client], trained, client in judges)
+        outcome.take(client, task, trained, client in judges)
         if sound is not None and client in members:
             outcome.members[client] = federation.prepared.support.add(state.weights, sound[0])
+    outcome.missing = {c: (number, t.version, t.lineage) for c, t in tasks.items()}
     try:
         outcome.total = adder.total()
     except UpdateError as error:  # too few for a robust mean: then none of them counts
         federation.observer.event("warning", text=f"round {number}: {error}")
-        outcome.counted.clear()
+        outcome.losses.clear()
         outcome.late.clear()
     return outcome
+
+
+def _tasks(
+    state: FederationState, federation: Federation, clients: list[str], judges: set[str]
+) -> tuple[dict[str, Train], dict[str, bytes]]:
+    """The task of each client, and its frame.
+
+    Clients that hold the same and are asked the same share one object, so that their number costs nothing.
+    """
+    number, snapshot = state.round + 1, _snapshot(state, federation)
+    rate, made = learning_rate(federation.config, number), dict[tuple[object, ...], tuple[Train, bytes]]()
+    tasks, sent = dict[str, Train](), dict[str, bytes]()
+    for client in clients:
+        record, judge = state.clients[client], client in judges
+        key = record.version, record.lineage, record.counted, judge
+        if key not in made:
+            task = task_for(client, number, state, snapshot, rate, judge)
+            made[key] = task, frames.encode_task(task)
+        tasks[client], sent[client] = made[key]
+    return tasks, sent
 
 
 def _late(
