@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from fedge.edge.home import Home, Installed
 
 
+_GIVE = (
+    "give a device's home (it has no model before its first release), the folder of a release, or an .onnx "
+    "file with manifest.json beside it"
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A release that is open and answers."""
@@ -51,6 +57,8 @@ def open_files(place: Path) -> Model:
         SetupError: a file is missing or cannot be read.
         ReleaseError: as for :func:`open_model`.
     """
+    if not place.exists():
+        raise SetupError(f"{place} is not there; {_GIVE}")
     model = place / "model.onnx" if place.is_dir() else place
     manifest = parse(_read(model.with_name("manifest.json"), MAX_MANIFEST_BYTES))
     return open_model(manifest, _read(model, MAX_MODEL_BYTES))
@@ -62,11 +70,7 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        hint = (
-            "give a device's home (it has no model before its first release), the folder of a release, or an "
-            ".onnx file with manifest.json beside it"
-        )
-        raise SetupError(f"{path}: cannot be read ({error.strerror}); {hint}") from None
+        raise SetupError(f"{path}: cannot be read ({error.strerror}); {_GIVE}") from None
     if len(content) > limit:
         raise ReleaseError(f"{path}: has more than {limit} bytes, the limit for such a file")
     return content
