@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedge import plugins
-from fedge.config import Config, config_from, config_text, redistils
+from fedge.config import Config, config_from, config_text
 from fedge.data import load
 from fedge.data.roles import assign_roles
 from fedge.data.types import Dataset, Windows
@@ -22,16 +22,18 @@ from fedge.deploy.federation import REGISTRY, RELEASES, Federation
 from fedge.deploy.registry import Registry
 from fedge.deploy.status_file import About
 from fedge.deploy.status_writer import Status
-from fedge.errors import ConfigError, DataError, PayloadError, SetupError
+from fedge.deploy.supervisor import locked
+from fedge.errors import DataError, PayloadError, SetupError
 from fedge.federated.federation import Federation as Rounds
 from fedge.federated.journal import Journal
-from fedge.federated.prepare import Prepared, ServerData, pack_prepared, prepare, unpack_prepared
+from fedge.federated.judges import held_back
+from fedge.federated.prepare import ServerData, prepared_once
 from fedge.federated.publish import Publisher
 from fedge.federated.server import run_rounds
 from fedge.federated.state import FederationState
 from fedge.flower.grid_clients import GridClients
 from fedge.flower.robust import robust
-from fedge.observe import JsonlSink, Observer, Tee, Terminal
+from fedge.observe import JsonlSink, Tee, Terminal
 from fedge.release.keys import OnlineKeys
 from fedge.release.repository import Repository
 from fedge.tasks import Task
@@ -90,7 +92,8 @@ def run(clients: GridClients, deployment: Deployment) -> None:
         observer = Tee(Terminal(), sink, status)
         dataset = read_data(config, task)
         data = server_data(config, dataset)
-        prepared = _prepared(config, task, data, dataset, federation.id, journal, observer)
+        channels, classes = dataset.channels, len(dataset.classes)
+        prepared = prepared_once(journal, config, task, data, classes, channels, observer, federation.id)
         repository = open_repository(deployment)
         publisher = Publisher(
             repository=repository,
@@ -196,39 +199,11 @@ def server_data(config: Config, dataset: Dataset) -> ServerData:
     if settings.server_clients or settings.source in ("watch", "digits"):
         roles = assign_roles(names, settings.server_clients, settings.unseen_clients)
         names = list(roles.server)
-    judges: list[str] = []
-    if redistils(config) and config.redistill.judge == "server":
-        wanted = config.redistill.judge_clients
-        judges = [c for c in names if c in wanted] or names[-max(2, len(names) // 4) :]
-        if len(judges) >= len(names):
-            raise ConfigError(
-                "redistill.judge = 'server' holds back all of the server's clients; give it more"
-            )
+    judges = held_back(config, names)
     labelled = Windows.joined([everyone[c] for c in names if c not in judges]).to_train_on()
     if len(labelled) < 2:
         raise DataError("the server's own data hold fewer than two windows to learn from")
     return ServerData(labelled, None, {c: everyone[c].to_train_on() for c in judges})
-
-
-def _prepared(
-    config: Config,
-    task: Task,
-    data: ServerData,
-    dataset: Dataset,
-    federation: str,
-    journal: Journal,
-    observer: Observer,
-) -> Prepared:
-    """From the journal, or made now and put there."""
-    if (saved := journal.stage("prepared")) is not None:
-        try:
-            return unpack_prepared(saved, config, task, data)
-        except (PayloadError, KeyError, ValueError, RuntimeError) as error:
-            raise journal.damaged(error) from None
-    made = prepare(config, task, data, len(dataset.classes), dataset.channels, observer)
-    made = replace(made, plan=replace(made.plan, federation=federation))
-    journal.set_stage("prepared", pack_prepared(made))
-    return made
 
 
 def bind(journal: Journal, config: Config, federation: str) -> None:
@@ -237,13 +212,25 @@ def bind(journal: Journal, config: Config, federation: str) -> None:
     Raises:
         SetupError: it belongs to another federation, or other settings were given than it began with.
     """
-    mine = {"federation": federation, "config": config_text(config)}
-    for key, what in (("federation", "another federation"), ("config", "other settings")):
-        saved = journal.meta(key)
-        if saved is not None and saved != mine[key]:
+    check_bound(journal, config, federation)
+    for key, value in (("federation", federation), ("config", config_text(config))):
+        if journal.meta(key) is None:
+            journal.set_meta(key, value)
+
+
+def check_bound(journal: Journal, config: Config, federation: str) -> None:
+    """The same check, and nothing is written.
+
+    Raises:
+        SetupError: likewise.
+    """
+    mine = {
+        "another federation": ("federation", federation),
+        "other settings": ("config", config_text(config)),
+    }
+    for what, (key, value) in mine.items():
+        if journal.meta(key) not in (None, value):
             raise SetupError(f"the state directory belongs to {what}; name another with --state")
-        if saved is None:
-            journal.set_meta(key, mine[key])
 
 
 class _Told(Journal):
@@ -265,6 +252,22 @@ class _Told(Journal):
         except PayloadError as error:
             raise self.damaged(error) from None
         self.status = status
+
+
+def check_state(state: Path, config: Config, federation: str) -> None:
+    """Find out before anything is started whether a state directory fits, if there is one.
+
+    Raises:
+        SetupError: it belongs to another federation or to other settings, was written by a newer fedge, is
+            damaged, cannot be used, or another server runs on it.
+    """
+    try:
+        if not (state / JOURNAL).exists():
+            return
+    except OSError as error:
+        raise SetupError(f"the state directory {state} cannot be used: {error}") from None
+    with locked(state), Journal(state / JOURNAL) as journal:
+        check_bound(journal, for_deployment(config), federation)
 
 
 def check(config: Config) -> None:

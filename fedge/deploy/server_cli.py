@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     if options.show is not None:
         return _shown(options)
     from fedge.deploy import server_command
-    from fedge.deploy.rounds import check
+    from fedge.deploy.federation import Federation
+    from fedge.deploy.rounds import check, check_state
 
     options.server = options.federation
     if (options.federation / "server").is_dir():
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         options.set,
         options.task,
     )
+    check_state(options.state, config, Federation.load(options.server).id)
     check(config)
     return server_command.run(options, {"config": config_text(config), "status_port": options.status_port})
 

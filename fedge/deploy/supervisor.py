@@ -78,7 +78,7 @@ async def supervise(plan: Plan) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     state = plan.deployment.state
-    with _locked(state), voice(state / VOICE, lambda line: plan.log.say("run", line)):
+    with locked(state), voice(state / VOICE, lambda line: plan.log.say("run", line)):
         server = _Server(plan)
         try:
             return await _first(server.keep_gateway(), server.keep_flower(), _stopped(stop))
@@ -293,8 +293,12 @@ async def _thread(what: Callable[..., _T], *given: object) -> _T:
 
 
 @contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """The state directory is ours alone."""
+def locked(state: Path) -> Iterator[None]:
+    """The state directory is ours alone.
+
+    Raises:
+        SetupError: it cannot be used, or another server runs on it.
+    """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -7,7 +7,7 @@ What comes out is exactly what the clients will hold, decoded.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from fedge.augment import triples_of
 from fedge.compress import prune
 from fedge.config import Config
 from fedge.data.types import Windows
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, PayloadError
 from fedge.federated import teaching
 from fedge.federated.coding import Arrays, Support, decode_dense, encode_dense
+from fedge.federated.journal import Journal
 from fedge.federated.plan import Coding, Plan, Training
 from fedge.federated.pupil import Pupil
 from fedge.models.own_student import load_spec
@@ -33,6 +34,8 @@ from fedge.preprocess import Preprocess
 from fedge.preprocess import fit as fit_preprocess
 from fedge.seeding import derive
 from fedge.tasks import Task, Turning, answering, outputs_of, targets
+
+_STAGE = "prepared"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +131,34 @@ def prepare(
     return Prepared(
         plan, snapshot, weights, support, teacher, x, y, *_beside(preprocess, data, x), tuple(rows), uncut
     )
+
+
+def prepared_once(
+    journal: Journal,
+    config: Config,
+    task: Task,
+    data: ServerData,
+    classes: int,
+    channels: tuple[str, ...],
+    observer: Observer,
+    federation: str | None = None,
+) -> Prepared:
+    """From the journal, or prepared now and put there; ``federation`` is its hex name, if it has one.
+
+    Raises:
+        ConfigError: as ``prepare``.
+        SetupError: what is in the journal makes no sense, or it cannot be written.
+    """
+    if (saved := journal.stage(_STAGE)) is not None:
+        try:
+            return unpack_prepared(saved, config, task, data)
+        except (PayloadError, KeyError, ValueError, RuntimeError) as error:
+            raise journal.damaged(error) from None
+    made = prepare(config, task, data, classes, channels, observer)
+    if federation is not None:
+        made = replace(made, plan=replace(made.plan, federation=federation))
+    journal.set_stage(_STAGE, pack_prepared(made))
+    return made
 
 
 def make_spec(

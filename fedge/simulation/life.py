@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedge.config import Config
-from fedge.errors import PayloadError, SetupError
+from fedge.errors import SetupError
 from fedge.federated.journal import Journal
-from fedge.federated.prepare import Prepared, pack_prepared, prepare, unpack_prepared
+from fedge.federated.prepare import Prepared, prepared_once
 from fedge.federated.publish import Publisher
 from fedge.federated.server import Federation, run_rounds
 from fedge.flower.client_app import make_client_app
@@ -128,7 +128,10 @@ def live(
 
     The same rounds without re-distillation, if they are run, have clients of their own, which ``crew`` runs.
     """
-    prepared = _prepared(world, journal, observer)
+    channels, classes = world.dataset.channels, len(world.dataset.classes)
+    prepared = prepared_once(
+        journal, world.config, world.task, world.server_data(), classes, channels, observer
+    )
     scorer = Scorer.of(world, prepared.plan)
     enrolled = {c: world.key(c).public for c in world.roles.participants}
     repository = Repository(
@@ -173,19 +176,6 @@ def _initial_line(scorer: Scorer, prepared: Prepared) -> str:
 def _shown(scores: Mapping[str, Any]) -> str:
     known = [(who, scores[who]) for who in ("clients", "unseen")]
     return ", ".join(f"{who} {'not defined' if s is None else f'{s:.3f}'}" for who, s in known)
-
-
-def _prepared(world: World, journal: Journal, observer: Observer) -> Prepared:
-    """From the journal, or made now and put there."""
-    data, classes = world.server_data(), len(world.dataset.classes)
-    if (saved := journal.stage("prepared")) is not None:
-        try:
-            return unpack_prepared(saved, world.config, world.task, data)
-        except (PayloadError, KeyError, ValueError, RuntimeError) as error:
-            raise journal.damaged(error) from None
-    prepared = prepare(world.config, world.task, data, classes, world.dataset.channels, observer)
-    journal.set_stage("prepared", pack_prepared(prepared))
-    return prepared
 
 
 def _without_redistillation(

@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +23,7 @@ from fedge.federated.client import Device, link_budget
 from fedge.federated.client_state import StateStore
 from fedge.federated.coding import Weights, build_codec
 from fedge.federated.consider import Releases
+from fedge.federated.judges import held_back
 from fedge.federated.plan import Coding, Plan
 from fedge.federated.prepare import ServerData, check_window, turning_of
 from fedge.federated.pupil import distillation
@@ -77,11 +77,7 @@ class World:
 
     def judges(self) -> tuple[str, ...]:
         """The server's people who are held back whole to judge candidates; nobody where clients judge."""
-        settings, server = self.config.redistill, self.roles.server
-        if not redistils(self.config) or settings.judge != "server":
-            return ()
-        named = [c for c in server if any(fnmatchcase(c, name) for name in settings.judge_clients)]
-        return tuple(named or server[-max(2, len(server) // 4) :])
+        return held_back(self.config, self.roles.server)
 
     def server_data(self) -> ServerData:
         """What the server has to learn from."""
@@ -254,7 +250,7 @@ def _without_small(dataset: Dataset, *, skip: bool) -> Dataset:
 def _check(world: World) -> None:
     """Refuse data with which a stage of the life would have nothing to work on."""
     _check_split(world)
-    _check_judges(world)
+    world.judges()  # refuses people who cannot judge, or who leave nothing to learn from
     windows = world.server_data().labelled
     found = len(np.unique(windows.y))
     if len(windows) < 2 or (world.task.target == "class" and found < 2):
@@ -269,20 +265,6 @@ def _check(world: World) -> None:
         raise DataError("no client has a later window left to be scored on; record more per client")
     if min(world.dataset.window[:-1]) < 4:
         raise ConfigError(f"windows of {world.dataset.window[0]} samples are too short; give 4 or more")
-
-
-def _check_judges(world: World) -> None:
-    """Refuse people on the server who cannot judge, or who leave it nothing to learn from."""
-    settings, judges = world.config.redistill, world.judges()
-    if not judges:
-        return
-    for name in settings.judge_clients:
-        if not any(fnmatchcase(c, name) for c in world.roles.server):
-            raise ConfigError(f"redistill.judge_clients names {name!r}; none of the server's clients is it")
-    if len(judges) == len(world.roles.server):
-        raise ConfigError("redistill.judge = 'server' holds back all of the server's clients; give it more")
-    if len(judges) < 2:
-        raise ConfigError("redistill.judge_clients names one judge; two or more are needed")
 
 
 def _check_split(world: World) -> None:

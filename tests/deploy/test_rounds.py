@@ -23,11 +23,13 @@ from federated.build import (
 from deploy import live_federation as live
 from deploy.link_lab import Lab
 from fedge import cli, plugins
-from fedge.config import config_from, config_text
+from fedge.config import config_from, config_text, load_config
 from fedge.deploy.device_work import DataSource, Round
 from fedge.deploy.federation import Enrolment
+from fedge.deploy.federation import Federation as Provisioned
 from fedge.deploy.registry import Registry
-from fedge.deploy.rounds import bind, read_data, server_data
+from fedge.deploy.rounds import bind, for_deployment, read_data, server_data
+from fedge.deploy.supervisor import locked
 from fedge.errors import FedgeError, SetupError
 from fedge.federated.federation import Federation, NotYetError
 from fedge.federated.journal import Journal
@@ -207,6 +209,51 @@ def test_what_a_server_cannot_use_is_found_before_anything_is_started(
             assert len(said) == 1, said
             assert said[0].startswith("fedge: error:")
             assert words in said[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"--rounds": "5"}, "belongs to other settings"),
+        ({"--federation": "other"}, "belongs to another federation"),
+        ({"--state": "newer"}, "was written by a newer fedge"),
+        ({"--state": "none"}, "is not a journal of fedge"),
+        ({"--state": "taken"}, "another server runs on"),
+    ],
+)
+def test_a_state_directory_that_does_not_fit_is_refused_before_anything_is_started(
+    tmp_path: Path, fleet_file: Path, capsys: pytest.CaptureFixture[str], given: dict[str, str], words: str
+) -> None:
+    """By the command itself, although the port is taken; the right one comes as far as the port."""
+    for name in ("home", "other"):
+        live.provisioned(tmp_path / name, NAMES, live.free_port())
+    config = for_deployment(load_config(None, {"data.source": str(fleet_file), "rounds.rounds": 4}))
+    for state in ("state", "newer", "taken", "none"):
+        (tmp_path / state).mkdir()
+        with Journal(tmp_path / state / "journal.sqlite") as journal:
+            bind(journal, config, Provisioned.load(tmp_path / "home" / "server").id)
+    live.set_version(tmp_path / "newer" / "journal.sqlite", 99)
+    (tmp_path / "none" / "journal.sqlite").write_bytes(b"no database" * 100)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def said(changed: dict[str, str], port: int) -> str:
+        places = {"--federation": "home", "--state": "state", "--rounds": "4"} | changed
+        line = ["server", "--data", str(fleet_file), "--host", "127.0.0.1", "--status-port", "0"]
+        for key, value in places.items():
+            line += [key, value if value.isdigit() else str(tmp_path / value)]
+        assert cli.main([*line, "--port", str(port)]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith("fedge: error: ")
+        return error
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, locked(tmp_path / "taken"):
+        port = int(taken.getsockname()[1])
+        assert "Address already in use" in said({}, port)
+        assert words in said(given, port)
+    left = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"}
+    assert left.keys() == before.keys()
+    others = [p for p in before if p.name != "journal.sqlite" or p.parent.name in ("newer", "none")]
+    assert all(left[p] == before[p] for p in others)
 
 
 def test_a_journal_of_others_or_of_the_future_is_left_alone(tmp_path: Path, fleet_file: Path) -> None:
