@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -297,10 +297,19 @@ class BoundedPull:
     refused, its size is checked first, and content that is not there yet is sought again with the next call.
     """
 
-    def __init__(self, grid: Grid, largest: int) -> None:
-        """Nothing larger than ``largest`` bytes is taken for a frame."""
-        self._grid, self._largest = _deployed(grid), largest
-        self._promised: dict[str, tuple[Metadata, str]] = {}
+    def __init__(
+        self, grid: Grid, largest: int, whole: Callable[[str], bool] = lambda _message: False
+    ) -> None:
+        """Nothing is pulled yet.
+
+        Args:
+            grid: of a deployed run.
+            largest: nothing with more bytes is taken for a frame.
+            whole: whether all parts of the reply to a message are known to be there. Otherwise each is
+                looked for: of a reply that is taken too early, Flower refuses the node the rest.
+        """
+        self._grid, self._largest, self._whole = _deployed(grid), largest, whole
+        self._promised: dict[str, tuple[Metadata, tuple[str, ...]]] = {}
 
     def __call__(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """The replies to these messages that are there, whole or as an error."""
@@ -328,15 +337,17 @@ class BoundedPull:
             message = message_from_proto(response.messages_list[0])
             if message.has_error():
                 return message
-            leaf = _only_child(_only_child(response.message_object_trees[0])).object_id
-            self._promised[message_id] = message.metadata, leaf
-        metadata, leaf = self._promised[message_id]
+            record = _only_child(tree := response.message_object_trees[0])
+            leaf = _only_child(record).object_id
+            self._promised[message_id] = message.metadata, (tree.object_id, record.object_id, leaf)
+        metadata, parts = self._promised[message_id]
         run, node = metadata.run_id, self._grid.node
-        content = self._grid._runtime_client.PullObject(
-            PullObjectRequest(node=node, run_id=run, object_id=leaf)
-        )
-        if not content.object_available:
-            return None
+        for part in parts[-1:] if self._whole(message_id) else parts:
+            content = self._grid._runtime_client.PullObject(
+                PullObjectRequest(node=node, run_id=run, object_id=part)
+            )
+            if not content.object_available:
+                return None
         self._grid._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=metadata.message_id)
         )

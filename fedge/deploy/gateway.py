@@ -31,6 +31,7 @@ _log = logging.getLogger("fedge.gateway")
 
 _LOOK = 5.0  # seconds between two looks at the registry, at silent and at expired clients
 _BACKLOG = 1024
+_OFFENCES = (Reason.PROTOCOL, Reason.TOO_LARGE)  # TLS has checked that it is this client who says it
 
 
 class Gateway:
@@ -155,12 +156,12 @@ class Gateway:
                 _log.info("%s leaves: %s", client.name, bye.text)
                 connection.hang_up()
 
-    def refused(self, connection: Connection, error: LinkError) -> None:
-        """Count and log why a connection ends."""
+    def refused(self, connection: Connection, error: LinkError, *, said: bool = False) -> None:
+        """Count and log why a connection ends. A client that said what no rule allows answers for it."""
         self.refusals[error.reason.name.lower()] += 1
         who = connection.client or connection.peer
         _log.log(logging.INFO if error.seconds else logging.WARNING, "%s: hung up on: %s", who, error)
-        if error.reason is Reason.TOO_LARGE and connection.client is not None:
+        if said and error.reason in _OFFENCES and connection.client is not None:
             self._tasks.accused(self.clients[connection.client], str(error))
 
     def lost(self, connection: Connection) -> None:

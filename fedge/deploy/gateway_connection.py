@@ -8,6 +8,7 @@ import time
 from typing import Protocol
 
 from websockets.datastructures import Headers
+from websockets.exceptions import PayloadTooBig
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
@@ -55,8 +56,8 @@ class House(Protocol):
     def happened(self, connection: "Connection", event: Event) -> None:
         """Something was said."""
 
-    def refused(self, connection: "Connection", error: LinkError) -> None:
-        """The connection ends, and why."""
+    def refused(self, connection: "Connection", error: LinkError, *, said: bool = False) -> None:
+        """The connection ends, and why; ``said``: for what came over it, whole and under its certificate."""
 
     def lost(self, connection: "Connection") -> None:
         """The connection has ended."""
@@ -145,11 +146,11 @@ class Connection(asyncio.Protocol):
             self.sent += len(data)
             transport.write(data)
 
-    def part(self, error: LinkError) -> None:
-        """Say goodbye, and why, and hang up."""
+    def part(self, error: LinkError, *, said: bool = False) -> None:
+        """Say goodbye, and why, and hang up; ``said``: for what the device has said."""
         if self.closing or self._transport is None:
             return
-        self._house.refused(self, error)
+        self._house.refused(self, error, said=said)
         self._full = False  # a goodbye always fits
         if self.end is not None and self._socket.state is OPEN:
             self.end.part(error.reason, error.seconds, str(error))
@@ -207,8 +208,8 @@ class Connection(asyncio.Protocol):
                 if self._socket.close_expected() or self._socket.handshake_exc is not None:
                     self.hang_up()
         except LinkError as error:
-            self.part(error)
-        except ssl.SSLError as error:
+            self.part(error, said=True)
+        except ssl.SSLError as error:  # anyone on the way can have done that
             self._house.refused(self, LinkError(f"TLS: {error.reason or error}"))
             self.hang_up()  # with the alert that says why
         if self._tls.ended:
@@ -224,6 +225,9 @@ class Connection(asyncio.Protocol):
         data = self._tls.read(_SLICE)
         self._socket.receive_data(data)
         self._events()
+        if self.end is not None and (broken := self._socket.parser_exc) is not None:
+            large = isinstance(broken, PayloadTooBig)
+            raise LinkError(f"WebSocket: {broken}", Reason.TOO_LARGE if large else Reason.PROTOCOL)
         return bool(data)
 
     def _events(self) -> None:

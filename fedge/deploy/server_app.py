@@ -45,6 +45,7 @@ class GatewayFleet:
         self._parts: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
         self._known: dict[str, int] = {}
         self._looked = self._swept = self._swept_all = float("-inf")
+        self._answered: Collection[str] = ()
 
     def nodes(self) -> Mapping[str, int]:
         """As the gateway says, and what stock nodes Flower knows; the same object until that changes."""
@@ -60,9 +61,13 @@ class GatewayFleet:
         """Tell the gateway."""
         self._bell.fetch(clients)
 
+    def whole(self, message: str) -> bool:
+        """Whether the gateway said just now that the answer to a message lies at Flower, all of it."""
+        return message in self._answered
+
     def wait(self, waiting: Mapping[str, str], seconds: float) -> Collection[str]:
         """What the gateway says was answered; of the rest, some from time to time."""
-        answered = self._bell.wait(seconds) & waiting.keys()
+        self._answered = answered = self._bell.wait(seconds) & waiting.keys()
         now, stock = time.monotonic(), self._parts[1]
         if now - self._swept_all > max(_SWEEP_ALL, len(waiting) / _SWEEPS):
             self._swept = self._swept_all = now
@@ -87,7 +92,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
     try:
         _await_gateway(bell)
         fleet = GatewayFleet(bell, _stock_finder(grid, deployment))
-        clients = GridClients(grid, fleet=fleet, pull=BoundedPull(grid, MAX_FRAME))
+        clients = GridClients(grid, fleet=fleet, pull=BoundedPull(grid, MAX_FRAME, fleet.whole))
         _work(deployment.work)(clients, deployment)
     except InputError as error:
         say(deployment.state / OUTCOME, {"run": run, "exit": error.exit_code, "why": str(error)})

@@ -24,7 +24,7 @@ from fedge.federated.frames import Hello, Train, Trained, Welcome, decode_task, 
 from fedge.federated.plan import Plan
 from fedge.link.coding import encode
 from fedge.link.device_end import DeviceDesk, DeviceEnd, TaskWhole
-from fedge.link.frames import CHUNK_BYTES, AnswerPart, More, Refused
+from fedge.link.frames import CHUNK_BYTES, FRAME_BYTES, AnswerPart, More, Refused
 from fedge.link.transfer import announce
 
 
@@ -117,7 +117,7 @@ ATTACKS: dict[str, Attack] = {
 }
 """What is wrong with the content. The last gives one sound answer, and that again and again."""
 
-LINK_ATTACKS = ("withheld-chunk", "repeated-chunk", "oversized-body")
+LINK_ATTACKS = ("withheld-chunk", "repeated-chunk", "oversized-body", "oversized-frame", "no-frame")
 """What is wrong with the way it is sent."""
 
 BARRED = ("wrong-keys", "wrong-shape", "wrong-dtype", "huge-norm", "huge-weight", *LINK_ATTACKS)
@@ -192,4 +192,8 @@ class LinkOffender:
             return [first, encode(More(task[:4], CHUNK_BYTES, content[:CHUNK_BYTES]))]
         if self._kind == "repeated-chunk":
             return [first] * 500
+        if self._kind == "oversized-frame":
+            return [first + bytes(FRAME_BYTES)]
+        if self._kind == "no-frame":
+            return [b"\xffgarbage"]
         return [encode(AnswerPart(replace(told, size=1 << 40), 0, content[:CHUNK_BYTES]))]

@@ -23,6 +23,7 @@ from fedge.deploy import device, enrol, tls
 from fedge.deploy.device_wire import Wire
 from fedge.deploy.device_work import DataSource, Round
 from fedge.deploy.federation import Enrolment
+from fedge.deploy.status import client_lines
 from fedge.errors import FedgeError
 from fedge.federated.checks import check_trained
 from fedge.federated.frames import Train, decode_task
@@ -99,6 +100,8 @@ def test_bad_replies_of_every_kind_cost_the_honest_nothing(
     with Journal(state / "journal.sqlite") as journal:
         clients = FederationState.from_bytes(journal.state() or b"").clients
     assert {c for c in clients if clients[c].barred} == set(BARRED)
+    shown = [line for line in client_lines(state) if "barred until round" in line]
+    assert {line.split()[0] for line in shown} == set(BARRED)  # as `fedge server clients` prints it
     refused = [
         e for e in map(json.loads, (state / "metrics.jsonl").read_text().splitlines()) if "reason" in e
     ]

@@ -10,7 +10,7 @@ from deploy.link_lab import Caller, Lab, Proxy, Running, answer_to, make_federat
 from fedge.deploy.gateway_limits import Limits
 from fedge.link.coding import encode
 from fedge.link.device_end import DeviceDesk, Opened, Parted, Settled, TaskWhole
-from fedge.link.frames import CHUNK_BYTES, AnswerPart, Outcome, Reason
+from fedge.link.frames import CHUNK_BYTES, FRAME_BYTES, AnswerPart, Outcome, Reason
 from fedge.link.transfer import announce
 
 CONTENT = bytes(3 * CHUNK_BYTES)
@@ -85,6 +85,42 @@ def test_a_client_that_announces_more_than_any_answer_may_have_is_named(home: Pa
     assert len(server.upstream.accusations) == 1
     for each in (caller, back):
         each.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (bytes(FRAME_BYTES + 1), "WebSocket: "),
+        (b"\xffgarbage", "unknown kind of frame 255"),
+        (b"", "a frame has 1 to"),
+    ],
+    ids=["larger than a frame", "no frame", "empty"],
+)
+def test_a_client_that_says_what_no_rule_allows_is_named(
+    home: Path, server: Running, message: bytes, words: str
+) -> None:
+    caller, task = _with_task(home, server)
+    caller.wire.send(message)
+    caller.plug.sendall(caller.wire.outgoing())
+    until(lambda: server.upstream.accusations)
+    assert server.upstream.accusations[0][:2] == ("a", task)
+    assert words in server.upstream.accusations[0][2]
+    until(lambda: server.gateway.clients["a"].connection is None)  # and hung up on
+    caller.close()
+
+
+def test_a_client_whose_link_is_tampered_with_is_not_named(home: Path, server: Running) -> None:
+    """Bytes that somebody on the way has put in: TLS finds them out, and the client has not said them."""
+    caller, task = _with_task(home, server)
+    caller.wire.send(_first_part(task))
+    honest = bytearray(caller.wire.outgoing())
+    honest[-1] ^= 1
+    caller.plug.sendall(honest)
+    until(lambda: server.gateway.clients["a"].connection is None)
+    assert not server.upstream.accusations
+    assert server.gateway.clients["a"].desk.wants(task)
+    assert server.gateway.refusals["protocol"]
+    caller.close()
 
 
 def test_a_client_whose_link_breaks_in_an_answer_is_not_named(home: Path, server: Running) -> None:
