@@ -230,6 +230,9 @@ class Fleet:
     devices: str = _setting(
         "", "kinds of devices, in virtual time: phones, gateways, lorawan, 5g or a TOML file; empty: no clock"
     )
+    edges: int = _setting(
+        0, "edge servers between the clients and the server, which are dealt to them; 0: none", 0, 10_000
+    )
     start_hour: float = _setting(0.0, "of the first virtual day, when the run begins", 0, 24)
 
 

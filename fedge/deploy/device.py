@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -138,8 +137,7 @@ def _serve(
 
 def run_both(worker: Worker, link: DeviceLink, limits: DeviceLimits) -> None:
     """The link in a thread of its own, rounds here, until a signal comes."""
-    thread = threading.Thread(target=link.run, name="link", daemon=True)
-    thread.start()
+    thread = link.start()
     settle_in(limits)  # after the thread: niceness is this thread's alone
     _on_signals()
     notify("READY=1\nSTATUS=waiting for the link")

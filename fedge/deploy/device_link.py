@@ -11,6 +11,7 @@ import random
 import selectors
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -131,6 +132,12 @@ class DeviceLink:
         """Say goodbye and end. From any thread, and from a signal handler."""
         self._stopping = True
         self._wake()
+
+    def start(self) -> threading.Thread:
+        """``run`` in a thread of its own, which is given."""
+        thread = threading.Thread(target=self.run, name="link", daemon=True)
+        thread.start()
+        return thread
 
     def run(self) -> None:
         """Keep the link until ``stop``."""

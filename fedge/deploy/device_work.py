@@ -69,6 +69,7 @@ class Worker:
         limits: of the owner.
         hold: why no round may start now.
         sleep: waits so many seconds, or less if there is a reason to look again.
+        idle: is called each second while there is nothing to do.
     """
 
     round: Callable[[bytes], bytes]
@@ -77,6 +78,7 @@ class Worker:
     hold: Callable[[], Hold | None]
     reports: Reports | None = None
     sleep: Callable[[float], object] | None = None
+    idle: Callable[[], object] | None = None
     _jobs: "queue.SimpleQueue[_Job | None]" = field(default_factory=queue.SimpleQueue)
     _wanted: bytes | None = None
     _news: threading.Event = field(default_factory=threading.Event)
@@ -100,9 +102,17 @@ class Worker:
 
     def run(self) -> None:
         """Work until ``stop``, or until a signal raises ``StopWork``."""
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             if job.id == self._wanted:
                 self._do(job)
+
+    def _next(self) -> _Job | None:
+        while self.idle is not None:
+            try:
+                return self._jobs.get(timeout=1.0)
+            except queue.Empty:
+                self.idle()
+        return self._jobs.get()
 
     def _do(self, job: _Job) -> None:
         if (hold := self._wait(job)) is not None:

@@ -8,7 +8,7 @@ away by the next one, and a device is never enrolled without its keys having bee
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +69,7 @@ def create(
     devices: Sequence[Device],
     now: float,
     days: int = pki.CERTIFICATE_DAYS,
+    parent: Mapping[str, bytes] | None = None,
 ) -> Federation:
     """Make a federation in ``folder`` (new, or empty until now), whole or not at all.
 
@@ -80,19 +81,22 @@ def create(
         devices: whom to enrol at once.
         now: Unix seconds.
         days: how long the server's certificate is valid.
+        parent: the bundle of this edge server, as a device of the server above it: then the federation is
+            the parent's, under the same id, and its releases are believed, not any of this server's.
 
     Raises:
-        PayloadError: a name is malformed or given twice.
+        PayloadError: a name is malformed or given twice, or the bundle is.
         SetupError: the folder is in the way or cannot be written.
     """
     folder = folder.resolve()
     if (folder / federation.FEDERATION).exists():
         raise SetupError(f"{folder} is a federation already; to enrol a device in it: --add NAME")
-    made = Federation(secrets.token_hex(pki.FEDERATION_BYTES), name, tuple(server_names), port, int(now))
+    own_id = secrets.token_hex(pki.FEDERATION_BYTES) if parent is None else _own_bundle(parent).federation
+    made = Federation(own_id, name, tuple(server_names), port, int(now))
     made = Federation.parse(made.encode())
     _check_new(Registry.of([]), devices)
     authority = pki.new_authority(made.id, now)
-    releases = _release_files(now)
+    releases = _release_files(now) if parent is None else _parent_files(parent)
     root = releases[f"{federation.SERVER}/{federation.RELEASES}/{_ROOT}"]
     issued = [_issue(made, authority, root, device, now) for device in devices]
     files = _server_files(made, authority, now, days) | releases
@@ -313,6 +317,26 @@ def _release_files(now: float) -> dict[str, bytes]:
     online = {f"{here}/{n}.key": getattr(keys.online, n).pem() for n in ONLINE}
     signed = offline_work.create(now, offline_work.ROOT_DAYS, offline_work.TARGETS_DAYS, keys)
     return offline | online | {f"{here}/{name}": content for name, content in signed.items()}
+
+
+def _own_bundle(files: Mapping[str, bytes]) -> Enrolment:
+    """What an edge server's bundle says, if it has its keys.
+
+    Raises:
+        PayloadError: it has not, or is malformed.
+    """
+    if missing := sorted({bundle_file.KEY, bundle_file.SIGNING} - files.keys()):
+        raise PayloadError(
+            f"the parent's bundle has no {' and no '.join(missing)}: after --accept, give the folder"
+        )
+    return Enrolment.parse(files[bundle_file.DEVICE])
+
+
+def _parent_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """An edge server's own bundle, and whose releases its devices believe."""
+    here = f"{federation.SERVER}/{federation.RELEASES}"
+    own = {f"{federation.SERVER}/{federation.PARENT}/{name}": content for name, content in files.items()}
+    return own | {f"{here}/{_ROOT}": files[bundle_file.ROOT]}
 
 
 def _server_files(own: Federation, authority: pki.Authority, now: float, days: int) -> dict[str, bytes]:

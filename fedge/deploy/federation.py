@@ -3,6 +3,7 @@
 DIR/federation.json, ca.pem, ca.key     the operator's; ca.key signs new devices and is needed nowhere else
 DIR/offline/                            root.key and targets.key, for releases: keep them off every network
 DIR/server/                             the server machine's; server/releases/ has its keys for releases
+DIR/server/parent/                      of an edge server: its own bundle, as a device of the server above it
 DIR/devices/NAME/, NAME.fedge           one enrolment bundle per device, as a folder and as one file
 """
 
@@ -21,6 +22,7 @@ FEDERATION, REGISTRY = "federation.json", "registry.json"
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
 SERVER, SERVER_CERTIFICATE, SERVER_KEY = "server", "server.pem", "server.key"
 RELEASES, OFFLINE = "releases", "offline"
+PARENT = "parent"  # in the server's folder, of an edge server: its bundle as a device of the server above
 DEVICES = "devices"
 DEFAULT_PORT = 8443
 MAX_SERVER_NAMES = 16
@@ -215,6 +217,18 @@ def read_bundle(folder: Path) -> dict[str, bytes]:
     """The files of the enrolment bundle in ``folder``, by name."""
     present = [name for name in bundle_file.NAMES if (folder / name).exists()]
     return {name: _files.read(folder / name, bundle_file.MAX_FILE_BYTES) for name in present}
+
+
+def bundle_files(bundle: Path) -> dict[str, bytes]:
+    """The files of an enrolment bundle, a folder or one file ``NAME.fedge``, by name.
+
+    Raises:
+        SetupError: there is none, or it cannot be read.
+        PayloadError: it is damaged.
+    """
+    if bundle.is_dir():
+        return read_bundle(bundle)
+    return bundle_file.unpack(_files.read(bundle, bundle_file.MAX_BUNDLE_BYTES))
 
 
 def join_address(host: str, port: int) -> str:

@@ -10,7 +10,7 @@ from fedge.errors import ConfigError
 
 _ACTIONS = ("add", "revoke", "list", "request", "renew_server", "make_request", "accept")
 _TAKES = {
-    None: {"server_name", "port", "name", "devices", "tags", "stock", "days"},
+    None: {"server_name", "port", "name", "devices", "tags", "stock", "days", "parent"},
     "add": {"tags", "stock", "days"},
     "revoke": set(),
     "list": {"json"},
@@ -20,7 +20,7 @@ _TAKES = {
     "accept": {"out"},
 }
 _ON_DEVICE = ("make_request", "accept")
-_OPTIONS = ("server_name", "port", "name", "devices", "tags", "stock", "days", "out", "json")
+_OPTIONS = ("server_name", "port", "name", "devices", "tags", "stock", "days", "out", "json", "parent")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--server-name", metavar="HOST,...", help="names and IP addresses of the server")
     make.add_argument("--port", type=int, metavar="N", help="where it listens (default: 8443)")
     make.add_argument("--name", metavar="TEXT", help="what to call it (default: the folder's name)")
+    make.add_argument(
+        "--parent",
+        type=Path,
+        metavar="BUNDLE",
+        help="of an edge server: the bundle that it was enrolled with by the server above it",
+    )
     make.add_argument("--devices", metavar="NAME,...", help="devices to enrol at once")
     group = parser.add_argument_group("to change one").add_mutually_exclusive_group()
     group.add_argument("--add", metavar="NAME,...", help="enrol devices")
@@ -84,15 +90,21 @@ def _create(options: argparse.Namespace) -> None:
     servers = _words(options.server_name)
     if len(set(servers)) != len(servers):
         raise ConfigError("--server-name has a name twice")
+    parent = None if options.parent is None else federation.bundle_files(options.parent)
     made = enrol.create(
-        options.folder, name, servers, port, _devices(options, options.devices), time.time(), days
+        options.folder, name, servers, port, _devices(options, options.devices), time.time(), days, parent
     )
     count = len(_words(options.devices))
     _say(f"made federation {made.id[:8]} in {options.folder}: server {made.address}, {count} devices")
     _say(f"to the server machine: {options.folder / 'server'}")
     if count:
         _say(f"to each device, by a way that you trust: {options.folder / 'devices'}/NAME.fedge")
-    _say(f"keep safe, and off both: {options.folder / 'ca.key'} and {options.folder / 'offline'}")
+    if parent is None:
+        _say(f"keep safe, and off both: {options.folder / 'ca.key'} and {options.folder / 'offline'}")
+    else:
+        _say(
+            f"an edge server of the federation above it; keep safe, and off both: {options.folder / 'ca.key'}"
+        )
 
 
 def _add(options: argparse.Namespace) -> None:

@@ -101,8 +101,8 @@ def run(clients: GridClients, deployment: Deployment) -> None:
             channels=dataset.channels,
             samples=data.labelled.x,
         )
-        look = _looked_at(clients, enrolled, status, repository)
-        _gather(look, enrolled, config.rounds.gather_seconds)
+        look = looked_at(clients, enrolled, status, repository)
+        gather(look, enrolled, config.rounds.gather_seconds)
         run_rounds(
             Rounds(
                 config=config,
@@ -121,7 +121,7 @@ def run(clients: GridClients, deployment: Deployment) -> None:
         )
 
 
-def _gather(look: Callable[[], Collection[str]], enrolled: Collection[str], seconds: float) -> None:
+def gather(look: Callable[[], Collection[str]], enrolled: Collection[str], seconds: float) -> None:
     """Wait until everyone is there, or so long: devices come back one by one after a restart, and the first
     must not run the rounds alone.
     """
@@ -143,15 +143,15 @@ def open_repository(deployment: Deployment) -> Repository:
     return repository
 
 
-def _looked_at(
-    clients: GridClients, enrolled: Collection[str], status: Status, repository: Repository
+def looked_at(
+    clients: GridClients, enrolled: Collection[str], status: Status, repository: Repository | None = None
 ) -> Callable[[], Collection[str]]:
     """Who can be asked now, shown in ``status`` at each look. What was signed for a few days is renewed."""
     renewed = time.monotonic()
 
     def look() -> Collection[str]:
         nonlocal renewed
-        if time.monotonic() - renewed > _RENEWED:
+        if repository is not None and time.monotonic() - renewed > _RENEWED:
             renewed = time.monotonic()
             repository.refresh()
         there, members = clients.ids(), set(enrolled)

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedge.config import config_text, load_config
-from fedge.errors import InputError
+from fedge.errors import ConfigError, InputError
+
+EDGE_WORK = "fedge.deploy.edge_server:run"
+"""What a run of an edge server does."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="NAME", help="what is learned (default: the scenario's)")
     parser.add_argument("--data", metavar="PATH", help="the server's own data: an .npz file or a folder")
     parser.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
+    parser.add_argument(
+        "--parent",
+        metavar="HOST:PORT",
+        help="be an edge server of the server there (default: as its bundle says, if provisioned as one)",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="everything random follows from it")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as local.epochs=3"
@@ -53,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.show is not None:
         return _shown(options)
     from fedge.deploy import server_command
+    from fedge.deploy.edge_server import check_edge, for_edge
     from fedge.deploy.federation import Federation
     from fedge.deploy.rounds import check, check_state
 
@@ -67,9 +76,22 @@ def run(options: argparse.Namespace) -> int:
         options.set,
         options.task,
     )
-    check_state(options.state, config, Federation.load(options.server).id)
+    settings = {"config": config_text(config), "status_port": options.status_port, "parent": options.parent}
+    own_id = Federation.load(options.server).id
+    if check_edge(options.server, options.parent):
+        _refuse_learning(options)
+        check_state(options.state, for_edge(config), own_id)
+        return server_command.run(options, settings, EDGE_WORK)
+    check_state(options.state, config, own_id)
     check(config)
-    return server_command.run(options, {"config": config_text(config), "status_port": options.status_port})
+    return server_command.run(options, settings)
+
+
+def _refuse_learning(options: argparse.Namespace) -> None:
+    """An edge server learns what its parent says, with data of its devices only."""
+    for name in ("data", "task", "rounds"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name} is the parent's affair; an edge server passes its tasks on")
 
 
 def _shown(options: argparse.Namespace) -> int:

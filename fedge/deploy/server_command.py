@@ -23,8 +23,12 @@ WORK = "fedge.deploy.rounds:run"
 """What a run does, unless told otherwise."""
 
 
-def run(options: argparse.Namespace, settings: dict[str, object] | None = None) -> int:
+def run(
+    options: argparse.Namespace, settings: dict[str, object] | None = None, work: str | None = None
+) -> int:
     """Run the server until its work is done or SIGTERM comes; returns the exit code.
+
+    ``work`` is what a run does, ``WORK`` unless given.
 
     Everything that can be wrong with the folders and the ports is found before anything is started.
 
@@ -41,7 +45,9 @@ def run(options: argparse.Namespace, settings: dict[str, object] | None = None) 
             _check_free(options.host, wanted)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     given = settings or {}
-    return asyncio.run(_serve(_plan(options, port, given), int(str(given.get("status_port", 0)))))
+    return asyncio.run(
+        _serve(_plan(options, port, given, work or WORK), int(str(given.get("status_port", 0))))
+    )
 
 
 async def _serve(plan: Plan, status_port: int) -> int:
@@ -49,7 +55,7 @@ async def _serve(plan: Plan, status_port: int) -> int:
         return await supervise(plan)
 
 
-def _plan(options: argparse.Namespace, port: int, settings: dict[str, object]) -> Plan:
+def _plan(options: argparse.Namespace, port: int, settings: dict[str, object], work: str) -> Plan:
     state, server = options.state.resolve(), options.server.resolve()
     (state / BELL).unlink(missing_ok=True)  # of a server that was killed
 
@@ -67,7 +73,7 @@ def _plan(options: argparse.Namespace, port: int, settings: dict[str, object]) -
                     return
             await asyncio.sleep(0.1)
 
-    return Plan(Deployment(state, server, WORK, settings), gateway, listening, Log(options.log))
+    return Plan(Deployment(state, server, work, settings), gateway, listening, Log(options.log))
 
 
 def _reachable(host: str) -> str:

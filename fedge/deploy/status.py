@@ -71,7 +71,8 @@ def client_lines(state: Path) -> list[str]:
 
 
 def _rounds_words(now: Snapshot, clock: float) -> str:
-    told = f"{count(now.rounds)} of {count(now.about.planned)} done"
+    of = f" of {count(now.about.planned)}" if now.about.planned else ""
+    told = f"{count(now.rounds)}{of} done"
     if now.log and (last := now.log[-1]).ended is not None:
         told += f", the last {words.ago(clock - last.ended)} in {seconds(last.seconds)}"
     if now.totals.given_up:

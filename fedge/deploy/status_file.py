@@ -132,7 +132,11 @@ class About:
     scenario: str
     task: str
     metric: str
-    planned: int
+    planned: int  # 0: nobody here knows
+
+    def done(self, rounds: int) -> bool:
+        """Whether so many rounds are all."""
+        return 0 < self.planned <= rounds
 
 
 @dataclass

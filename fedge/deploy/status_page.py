@@ -62,7 +62,7 @@ def _document(title: str, header: Html, main: Html, footer: Html) -> str:
 
 
 def _header(now: Snapshot, run: str, working: bool, clock: float) -> Html:
-    about, state = now.about, "yes" if working or now.rounds >= now.about.planned else "no"
+    about, state = now.about, "yes" if working or now.about.done(now.rounds) else "no"
     doing = words.now_words(now, clock) if working else "the last that it did is below"
     return el(
         "header",
@@ -88,10 +88,9 @@ def _figures(now: Snapshot, clock: float) -> list[Html]:
     said = f"{clean(now.about.metric, 40)}, " if score is not None else ""
     said += "no client has said yet" if row is None else f"as the clients of round {row.number} say"
     total = now.totals
+    planned = f"of {count(now.about.planned)}; " if now.about.planned else ""
     return [
-        _figure(
-            "Rounds done", value(now.rounds, count(now.rounds)), f"of {count(now.about.planned)}; {took}"
-        ),
+        _figure("Rounds done", value(now.rounds, count(now.rounds)), f"{planned}{took}"),
         _figure("Score", value(score, "none" if score is None else f"{score:.3f}"), said),
         _figure("Clients here", value(len(now.present), count(len(now.present))), _of_clients(now)),
         _figure(

@@ -38,7 +38,9 @@ def now_words(now: Snapshot, clock: float) -> str:
     if now.stages:
         name, since = now.stages[-1]
         return f"{clean(name, NAME)}, since {seconds(max(0.0, clock - since))}"
-    return "nothing is left to do" if now.rounds >= now.about.planned else "starting"
+    if now.about.done(now.rounds):
+        return "nothing is left to do"
+    return "starting" if now.about.planned else "waits for what the server above says"
 
 
 def score_words(now: Snapshot) -> str:

@@ -153,7 +153,7 @@ def _check_fit(data: ClientData, plan: Plan) -> None:
 
 def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> bytes:
     """The round itself. Without training the last update stays pending: its round may be run again."""
-    state = _follow(task, _settle(task, state) if task.learning_rate > 0 else state)
+    state = lead_on(task, settle(task, state) if task.learning_rate > 0 else state)
     plan, learned = state.plan, plugins.load("task", state.plan.task).TASK
     later = _score(plan, learned, _own(state.weights, state.memory), device.data.later)
     judged = _judge(task, state, learned, device.data.judge)
@@ -161,7 +161,8 @@ def _train(task: Train, digest: bytes, state: ClientState, device: Device) -> by
     residual, memory = state.residual, state.memory
     if task.learning_rate > 0 and len(device.data.train):
         change, memory, loss = _learn(task, state, learned, device)
-        residual, payload = _encode(plan.uplink, device.uplink_budget, residual, state.support.gather(change))
+        live = state.support.gather(change)
+        residual, payload = encode_change(plan.uplink, device.uplink_budget, residual, live)
         reply = replace(reply, weight=len(device.data.train), loss=loss, payload=payload)
     parts = signed_parts(plan.federation, device.id, task.lineage, reply)
     answer = frames.encode_reply(replace(reply, signature=device.key.sign(UPDATE, *parts)))
@@ -193,7 +194,7 @@ def _own(weights: Weights, memory: Weights) -> Weights:
     return {n: memory.get(_HEAD + n, w) for n, w in weights.items()}
 
 
-def _encode(
+def encode_change(
     coding: Coding, budget: int | None, residual: Residual, change: Weights
 ) -> tuple[Residual, bytes]:
     """The change as a payload, and the residual after it; within the device's own budget, if it has one."""
@@ -209,7 +210,7 @@ def signed_parts(federation: str, client: str, base: bytes, reply: Trained) -> t
     return federation.encode(), client.encode(), base, reply.signed_part()
 
 
-def _settle(task: Train, state: ClientState) -> ClientState:
+def settle(task: Train, state: ClientState) -> ClientState:
     """Keep the residual after the last update if the server counted it, else the one before it."""
     if state.pending is None:
         return state
@@ -217,7 +218,7 @@ def _settle(task: Train, state: ClientState) -> ClientState:
     return replace(state, residual=kept.residual, memory=kept.memory, pending=None)
 
 
-def _follow(task: Train, state: ClientState) -> ClientState:
+def lead_on(task: Train, state: ClientState) -> ClientState:
     """Walk the steps from the weights held to the task's version."""
     weights, name, codec = state.weights, state.lineage, build_codec(state.plan.downlink)
     first = task.version - len(task.steps) + 1

@@ -7,12 +7,16 @@ The file is locked for as long as it is open, so two servers cannot write the sa
 import json
 import sqlite3
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 from fedge.errors import SetupError
 
 SCHEMA = 1
+
+_PIECE = 1 << 20  # bytes of a state that are written at a time
+_ENTRIES = 256  # of a record's table that are made into text at a time
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -90,10 +94,11 @@ class Journal:
 
     def commit_round(self, number: int, record: Mapping[str, Any], state: bytes) -> None:
         """Round ``number`` is complete: its record and the state after it, in one transaction."""
-        self._write(
-            ("INSERT INTO rounds VALUES (?, ?)", (number, _text(record))),
-            ("INSERT OR REPLACE INTO state VALUES (1, ?)", (state,)),
-        )
+        self._write(("INSERT INTO rounds VALUES (?, ?)", (number, _text(record))), state=state)
+
+    def set_state(self, state: bytes) -> None:
+        """Replace the state between two rounds."""
+        self._write(state=state)
 
     def state(self) -> bytes | None:
         """The state after the last completed round."""
@@ -111,6 +116,15 @@ class Journal:
             raise SetupError(f"{self._path} is damaged: rounds are missing; start the run anew")
         return [self._json(record) for _, record in rows]
 
+    def last_rounds(self, count: int) -> list[dict[str, Any]]:
+        """Records of the last ``count`` completed rounds, or fewer, in order.
+
+        Raises:
+            SetupError: they are damaged.
+        """
+        rows = self._read("SELECT record FROM rounds ORDER BY number DESC LIMIT ?", str(count))
+        return [self._json(record) for (record,) in reversed(rows)]
+
     def damaged(self, error: Exception) -> SetupError:
         """What to raise when something that was read from here makes no sense."""
         return SetupError(f"{self._path} is damaged: {error}; start the run anew")
@@ -127,16 +141,26 @@ class Journal:
         except (ValueError, TypeError) as error:
             raise self.damaged(error) from None
 
-    def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+    def _write(self, *statements: tuple[str, tuple[Any, ...]], state: bytes | None = None) -> None:
+        """All of it in one transaction: the statements, and the state, if there is a new one."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for sql, values in statements:
                 self._db.execute(sql, values)
+            if state is not None:
+                self._write_state(state)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise SetupError(f"cannot write the journal {self._path}: {error}") from None
+
+    def _write_state(self, state: bytes) -> None:
+        """Straight into the pages of the file: as a value, SQLite would hold it in memory twice more."""
+        self._db.execute("INSERT OR REPLACE INTO state VALUES (1, zeroblob(?))", (len(state),))
+        with self._db.blobopen("state", "content", 1) as blob:
+            for start in range(0, len(state), _PIECE):
+                blob.write(memoryview(state)[start : start + _PIECE])
 
     def close(self) -> None:
         """Close the file and give up its lock."""
@@ -152,6 +176,15 @@ class Journal:
 
 
 def _text(record: Mapping[str, Any]) -> str:
-    """A record as JSON, one value after the other: all at once, thousands of clients take megabytes."""
-    values = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in record.items())
-    return "{" + ", ".join(values) + "}"
+    """A record as JSON, a few entries after the other: all at once, thousands of clients take megabytes."""
+    return "{" + ", ".join(f"{json.dumps(key)}: {_value(value)}" for key, value in record.items()) + "}"
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value, allow_nan=False)
+    entries = iter(value.items())
+    parts = []
+    while few := dict(islice(entries, _ENTRIES)):
+        parts.append(json.dumps(few, allow_nan=False)[1:-1])
+    return "{" + ", ".join(parts) + "}"

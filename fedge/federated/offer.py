@@ -1,6 +1,6 @@
 """Releases in the course of the rounds: published when due, offered to every client, verdicts collected."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from fedge.federated import frames
 from fedge.federated.consider import BROKEN
 from fedge.federated.federation import Federation, Traffic, ask, available, refused, welcomed
 from fedge.federated.frames import Offer, Verdict
-from fedge.federated.publish import Publisher, publish_release
+from fedge.federated.publish import publish_release
 from fedge.federated.state import ClientRecord, FederationState
+from fedge.release.manifest import Manifest
+from fedge.release.pointer import folder_name
 
 
 def release(
@@ -33,42 +35,44 @@ def release(
         federation.task.metric,
         mean,
     )
-    clients = welcomed(state, [c for c in available(federation) if c in state.clients])
     traffic = Traffic()
-    verdicts = _offer(state, federation, publisher, clients, number, traffic)
+    verdicts = offer(state, federation, publisher.repository.package, number, traffic)
     record["release"] = {
         "version": published.version,
         "path": _shown(published.path),
         "sha256": published.sha256,
         "model_bytes": published.model_bytes,
-        "bytes": _per_client(traffic),
-        "decisions": [_decision(c, v) for c, v in sorted(verdicts.items())],
+        **_offered(verdicts, traffic),
     }
+    tell(federation, published.version, number, verdicts, traffic)
+    return replace(state, released=published.version, clients=running(state.clients, verdicts))
+
+
+def tell(
+    federation: Federation, version: int, number: int, verdicts: Mapping[str, Verdict], traffic: Traffic
+) -> None:
+    """Tell the operator what became of a release after round ``number``."""
     taken = sum(v.taken for v in verdicts.values())
+    refused = len(verdicts) - taken
     federation.observer.event(
-        "release",
-        version=published.version,
-        round=number,
-        bytes=record["release"]["bytes"],
-        taken=taken,
-        refused=len(verdicts) - taken,
+        "release", version=version, round=number, bytes=_per_client(traffic), taken=taken, refused=refused
     )
-    return replace(state, released=published.version, clients=_running(state.clients, verdicts))
 
 
-def _offer(
+def offer(
     state: FederationState,
     federation: Federation,
-    publisher: Publisher,
-    clients: list[str],
+    package: Callable[[int | None], bytes],
     number: int,
     traffic: Traffic,
 ) -> dict[str, Verdict]:
-    """Send everyone what leads from the release that it runs to the newest; what each made of it."""
+    """Send everyone what leads from the release that it runs to the newest; what each made of it.
+
+    ``package`` gives that, for who runs a release of this number, or none.
+    """
     tasks, verdicts = {}, {}
-    for client in clients:
-        package = publisher.repository.package(state.clients[client].release or None)
-        tasks[client] = frames.encode_task(Offer(package))
+    for client in welcomed(state, [c for c in available(federation) if c in state.clients]):
+        tasks[client] = frames.encode_task(Offer(package(state.clients[client].release or None)))
     for client, answer in ask(federation, tasks, traffic):
         try:
             if isinstance(answer, FedgeError):
@@ -82,7 +86,7 @@ def _offer(
     return verdicts
 
 
-def _running(clients: Mapping[str, ClientRecord], verdicts: Mapping[str, Verdict]) -> dict[str, ClientRecord]:
+def running(clients: Mapping[str, ClientRecord], verdicts: Mapping[str, Verdict]) -> dict[str, ClientRecord]:
     """Which release each client runs, as far as it said. One that could not read its package gets all of the
     next one.
     """
@@ -103,6 +107,23 @@ def _per_client(traffic: Traffic) -> int:
 def _shown(path: Path) -> str:
     """Relative to the folder of the run."""
     return f"{path.parent.name}/{path.name}"
+
+
+def noted_release(release: Manifest, verdicts: Mapping[str, Verdict], traffic: Traffic) -> dict[str, Any]:
+    """What the record of an edge server, which passes a release on, says of it."""
+    return {
+        "version": release.version,
+        "path": f"releases/{folder_name(release.version)}",
+        "sha256": release.model.sha256,
+        "model_bytes": release.model.size,
+        **_offered(verdicts, traffic),
+        "down": dict(sorted(traffic.down.items())),
+    }
+
+
+def _offered(verdicts: Mapping[str, Verdict], traffic: Traffic) -> dict[str, Any]:
+    decisions = [_decision(client, verdict) for client, verdict in sorted(verdicts.items())]
+    return {"bytes": _per_client(traffic), "decisions": decisions}
 
 
 def _decision(client: str, verdict: Verdict) -> dict[str, Any]:

@@ -83,6 +83,17 @@ class Prepared:
     sensitivity: tuple[prune.LayerSensitivity, ...]
     uncut: tuple[int, int]
 
+    @staticmethod
+    def received(plan: Plan, snapshot: bytes) -> "Prepared":
+        """A federation as an edge server was welcomed to it: what its clients are sent, and nothing to teach.
+
+        Raises:
+            PayloadError: the snapshot is none of this plan's student.
+        """
+        weights, none = decode_dense(snapshot, plan.spec.shapes()), torch.zeros(0)
+        alive = Support.of(weights)
+        return Prepared(plan, snapshot, weights, alive, nn.Identity(), none, none, none, {}, (), (0, 0))
+
     @property
     def teacher_parameters(self) -> int:
         """Number of the teacher's weights and biases."""

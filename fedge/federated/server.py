@@ -113,7 +113,7 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
     counted_late = [c for c, weight in outcome.late.items() if weight]
     state = settled_late(config, state, outcome.late, counted_late, outcome.missing)
     if number == config.rounds.rounds:
-        state = _deliver(state, federation, traffic)
+        state = deliver(state, federation, traffic)
     record = outcome.record(number, traffic, initial, federation.score(state.weights))
     if judgement is not None and tried is not None:
         record["redistillation"] = lessons.evidence(config, tried, judgement, number, judges)
@@ -124,7 +124,7 @@ def run_round(state: FederationState, federation: Federation) -> FederationState
     record["seconds"] = round(time.perf_counter() - start, 3)
     federation.journal.commit_round(number, record, state.to_bytes())
     lessons.forget_older_teachers(state, federation)
-    federation.observer.event("round", rounds=config.rounds.rounds, **_summary(record))
+    federation.observer.event("round", rounds=config.rounds.rounds, **summary(record))
     return state
 
 
@@ -138,18 +138,16 @@ def _attempts(
         state = enrolled(state, {*federation.enrolled, *there})
         there = eligible(state, there)
         participants = choose(config, number, there, kept, attempt)
-        state, first = _welcome(state, federation, participants, number)
+        state, first, outcome = ask_once(state, federation, participants, traffic, len(there))
         initial.add(first)
-        enough = stop_after(config, len(there))
-        outcome = _collect(state, federation, participants, number, traffic, enough)
-        if len(outcome.counted) >= needed(config, len(there)):
+        if outcome.added >= needed(config, len(there)):
             return marked(config, state, outcome.told, outcome.unsound), initial, outcome
         federation.observer.event(
-            "given_up", round=number, counted=len(outcome.counted), needed=needed(config, len(there))
+            "given_up", round=number, counted=outcome.added, needed=needed(config, len(there))
         )
         if 0 < config.rounds.attempts <= attempt + 1:
             raise SetupError(
-                f"round {number} was tried {attempt + 1} times, and {len(outcome.counted)} update(s) counted "
+                f"round {number} was tried {attempt + 1} times, and {outcome.added} update(s) counted "
                 f"where {needed(config, len(there))} are needed; see rounds.least, quorum and attempts"
             )
         state, kept = marked(config, state, (), outcome.unsound), set(outcome.told)
@@ -157,6 +155,31 @@ def _attempts(
             state = waited(state)
         federation.sleep(config.rounds.pause_seconds)
     raise AssertionError  # count() does not end
+
+
+def ask_once(
+    state: FederationState,
+    federation: Federation,
+    participants: list[str],
+    traffic: Traffic,
+    there: int,
+) -> tuple[FederationState, Traffic, "Outcome"]:
+    """Welcome those of ``participants`` that are new, ask all of them once, and add up what is sound.
+
+    Args:
+        state: before the round.
+        federation: whose clients they are.
+        participants: who is asked.
+        traffic: where the bytes of the round are counted.
+        there: how many could be asked.
+
+    Returns:
+        The state with the newcomers in it, the bytes of their welcome, and what came back.
+    """
+    number = state.round + 1
+    state, initial = _welcome(state, federation, participants, number)
+    enough = stop_after(federation.config, there)
+    return state, initial, _collect(state, federation, participants, number, traffic, enough)
 
 
 def _await(state: FederationState, federation: Federation) -> list[str]:
@@ -223,6 +246,11 @@ class Outcome:
     def counted(self) -> Collection[str]:
         """Clients whose update is in ``total``."""
         return self.losses.keys()
+
+    @property
+    def added(self) -> int:
+        """Number of updates in ``total``, late ones too: in an asynchronous round all of them may be late."""
+        return len(self.losses) + sum(weight > 0 for weight in self.late.values())
 
     def take(self, client: str, task: Train, trained: Trained, judges: bool) -> None:
         """Note a sound answer."""
@@ -298,7 +326,7 @@ def _collect(
     except UpdateError as error:  # too few for a robust mean: then none of them counts
         federation.observer.event("warning", text=f"round {number}: {error}")
         outcome.losses.clear()
-        outcome.late.clear()
+        outcome.late = dict.fromkeys(outcome.late, 0)  # they came, and none is waited for any more
     return outcome
 
 
@@ -359,8 +387,8 @@ def _snapshot(state: FederationState, federation: Federation) -> Callable[[], St
     return cache(lambda: snapshot_step(state.weights, support, bits))
 
 
-def _deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:
-    """After the last round: push the final global weights, without training."""
+def deliver(state: FederationState, federation: Federation, traffic: Traffic) -> FederationState:
+    """Push the global weights to everyone who is there, without training: after the last round."""
     snapshot, number = _snapshot(state, federation), state.round + 1
     welcome = welcomed(state, [c for c in eligible(state, available(federation)) if c in state.clients])
     tasks = {c: task_for(c, number, state, snapshot, 0.0, judge=False) for c in welcome}
@@ -379,7 +407,7 @@ def _in_order(by_client: Mapping[str, _T]) -> dict[str, _T]:
     return dict(sorted(by_client.items()))
 
 
-def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
+def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """A round in a few numbers, for the log."""
     down, up = record["down"], record["up"]
     own = [score for score in record["own_scores"].values() if score is not None]

@@ -233,7 +233,9 @@ def _catch_up(
     """
     if record.version is None:
         raise UpdateError("this client has not been welcomed")
-    missed = range(record.version + 1, state.round + 1)
+    whole = [v for v, group in state.history.items() if any(s.kind is StepKind.SNAPSHOT for s in group)]
+    first = max([record.version + 1, *whole])  # what led to a snapshot does not matter (only edge servers)
+    missed = range(first, state.round + 1)
     if any(v not in state.history for v in missed):
         return ((snapshot(),),)
     groups = tuple(state.history[v] for v in missed)
@@ -291,33 +293,40 @@ def close_round(
     weights = state.weights
     for step in steps:
         weights = apply_step(step, weights, support, downlink)
-    records, alike = dict(state.clients), dict[ClientRecord, ClientRecord]()
-    for client, name in told.items():
-        last = number if client in counted else records[client].counted
-        record = replace(records[client], version=state.round, lineage=name, counted=last)
-        records[client] = alike.setdefault(record, record)  # most are: one object for all of them
-    for client in lost:
-        records[client] = replace(records[client], version=None)
     return replace(
         state,
         round=number,
         weights=weights,
         residual=residual,
-        history=_recent({**state.history, number: tuple(steps)}, _snapshot_bytes(config, support)),
-        clients=records,
+        history=recent({**state.history, number: tuple(steps)}, snapshot_bytes(config, support)),
+        clients=noted(state, told, counted, lost),
         candidate=None if judgement is not None else state.candidate,
         optimizer=optimizer,
         nudged=nudged,
     )
 
 
-def _snapshot_bytes(config: Config, support: Support) -> int:
+def noted(
+    state: FederationState, told: Mapping[str, bytes], counted: Collection[str], lost: Collection[str]
+) -> dict[str, ClientRecord]:
+    """The records after the round that follows ``state``; the arguments are those of ``close_round``."""
+    number, records, alike = state.round + 1, dict(state.clients), dict[ClientRecord, ClientRecord]()
+    for client, name in told.items():
+        last = number if client in counted else records[client].counted
+        record = replace(records[client], version=state.round, lineage=name, counted=last)
+        records[client] = alike.setdefault(record, record)  # most are: one object for all of them
+    for client in lost:
+        records[client] = replace(records[client], version=None)
+    return records
+
+
+def snapshot_bytes(config: Config, support: Support) -> int:
     """About how long a snapshot is: no more than its bits, uncoded."""
     live = sum(int(alive.sum()) for alive in support.alive.values())
     return live * config.quantize.snapshot_bits // 8
 
 
-def _recent(history: Mapping[int, tuple[Step, ...]], most: int) -> dict[int, tuple[Step, ...]]:
+def recent(history: Mapping[int, tuple[Step, ...]], most: int) -> dict[int, tuple[Step, ...]]:
     """As many of the last versions as are worth sending: together no longer than a snapshot. At least one."""
     kept: dict[int, tuple[Step, ...]] = {}
     size = 0

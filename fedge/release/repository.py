@@ -7,29 +7,27 @@ device finds the old state or the new one. ``fedge.release.pointer`` says what l
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fedge.errors import ReleaseError
 from fedge.release import delta, folder
 from fedge.release._tuf import TargetFile
 from fedge.release.card import card
-from fedge.release.chain import Chain, read_chain
 from fedge.release.keys import OnlineKeys
 from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, Manifest, check_model, parse
 from fedge.release.online import State, is_due, read_state, show_pointers, sign
-from fedge.release.package import make_package
 from fedge.release.pointer import (
     CARD,
     LATEST,
     MANIFEST,
-    METADATA,
     MODEL,
-    TIMESTAMP,
     Pointer,
     delta_name,
     folder_name,
 )
+from fedge.release.shelf import Shelf
 from fedge.release.trust import Trust, install, targets_for
 
 ONLINE_DAYS = 7.0
@@ -69,7 +67,10 @@ class Repository:
     online: OnlineKeys
     clock: Callable[[], float] = time.time
     days: float = ONLINE_DAYS
-    _packages: dict[tuple[bytes, Pointer | None, int | None], bytes] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _shelf(self) -> Shelf:
+        return Shelf(self.folder)
 
     def start(self, metadata: Mapping[str, bytes]) -> None:
         """Put root and targets in place, and sign what is missing; the same again changes nothing.
@@ -132,11 +133,7 @@ class Repository:
             ReleaseError: the repository was never started, or is damaged.
             SetupError: it cannot be read.
         """
-        chain = read_chain(self.folder)
-        pointer = chain.promoted if promoted else chain.newest
-        if pointer is None or (held is not None and held >= pointer.version):
-            return self._packed(chain, None, None)
-        return self._packed(chain, pointer, held if held in folder.versions(self.folder) else None)
+        return self._shelf.package(held, promoted=promoted)
 
     def stored(self, version: int) -> tuple[bytes, bytes] | None:
         """Manifest and model of a release that lies here, signed or not yet; None where there is none.
@@ -149,23 +146,6 @@ class Repository:
         if not place.is_dir():
             return None
         return folder.read(place / MANIFEST, MAX_MANIFEST_BYTES), folder.read(place / MODEL, MAX_MODEL_BYTES)
-
-    def _packed(self, chain: Chain, pointer: Pointer | None, held: int | None) -> bytes:
-        """The package; those of the present state are kept, for many devices hold the same."""
-        timestamp = chain.files[f"{METADATA}/{TIMESTAMP}"]
-        if (known := self._packages.get((timestamp, pointer, held))) is not None:
-            return known
-        files, manifest = dict(chain.files), None
-        if pointer is not None:
-            wanted = pointer.delta(held) if held is not None and held in pointer.bases else pointer.model
-            files[pointer.manifest] = folder.read(self.folder / pointer.manifest, MAX_MANIFEST_BYTES)
-            files[wanted] = folder.read(self.folder / wanted, MAX_MODEL_BYTES)
-        if held is not None:
-            manifest = folder.read(self.folder / Pointer(held).manifest, MAX_MANIFEST_BYTES)
-        for old in [key for key in list(self._packages) if key[0] != timestamp]:
-            self._packages.pop(old, None)
-        made = self._packages[timestamp, pointer, held] = make_package(files, manifest)
-        return made
 
     def _add(self, trust: Trust, release: Manifest, files: Mapping[str, bytes]) -> None:
         """Write a new release, and sign it."""

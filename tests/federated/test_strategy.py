@@ -11,7 +11,7 @@ from federated.build import same_state, same_weights
 from fedge.config import Config, load_config
 from fedge.errors import UpdateError
 from fedge.federated import optimizer as optimizer_module
-from fedge.federated.client import _follow
+from fedge.federated.client import lead_on
 from fedge.federated.client_state import ClientState
 from fedge.federated.coding import Support, apply_step, build_codec, encode_dense, snapshot_step
 from fedge.federated.frames import Scores, Step, StepKind, Train
@@ -142,7 +142,7 @@ def _behind(now: FederationState, held: ClientState) -> FederationState:
 def _led(now: FederationState, held: ClientState) -> tuple[ClientState, list[Step]]:
     """A client that held this, after the task of ``now``, and the steps that it was sent."""
     task = _task("me", _behind(now, held), held.support)
-    return _follow(task, held), [s for group in task.steps for s in group]
+    return lead_on(task, held), [s for group in task.steps for s in group]
 
 
 def _size(steps: Any) -> int:
@@ -222,9 +222,9 @@ def test_clients_on_different_lineages_get_the_same_steps_under_different_names(
     assert tasks[0].steps == tasks[1].steps
     assert tasks[0].lineage != tasks[1].lineage
     held = _client(small_prepared.plan, small_prepared.support, before, name)
-    assert _follow(tasks[0], held).lineage == tasks[0].lineage
+    assert lead_on(tasks[0], held).lineage == tasks[0].lineage
     with pytest.raises(UpdateError, match="do not lead"):
-        _follow(tasks[1], held)
+        lead_on(tasks[1], held)
 
 
 def test_missing_steps_cost_as_much_as_were_missed_and_never_more_than_a_snapshot(
