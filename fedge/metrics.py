@@ -110,6 +110,10 @@ TARGETS: Mapping[str, Literal["class", "number", "anomaly"]] = {
 """What each metric judges (``fedge.data.types.TargetKind``)."""
 
 
+NORMAL_SHARE = 0.99
+"""Of normal windows, how many shall raise no alarm."""
+
+
 def threshold(normal_scores: Scores, share: float) -> float:
     """The anomaly score that a device raises no alarm up to, from its own normal windows.
 

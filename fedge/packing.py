@@ -31,13 +31,15 @@ _LARGEST_HEADER = 1 << 22
 
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """``meta`` (what JSON can hold, finite numbers) and arrays of fixed-size numbers as bytes."""
-    table, bodies = [], []
+    table: list[Any] = []
+    bodies: list[memoryview] = []
     for name, array in arrays.items():
         code = f"{array.dtype.kind}{array.dtype.itemsize}"
         if code not in _DTYPES:
             raise TypeError(f"array {name!r}: dtype {array.dtype} cannot be packed")
         table.append([name, code, list(array.shape)])
-        bodies.append(np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes())
+        flat = np.ascontiguousarray(array, dtype=_DTYPES[code]).reshape(-1)
+        bodies.append(flat.view(np.uint8).data)  # no copy: weights may be most of the memory
     header = json.dumps({"meta": meta, "arrays": table}, allow_nan=False, separators=(",", ":")).encode()
     return b"".join([_MAGIC, len(header).to_bytes(4, "little"), header, *bodies])
 

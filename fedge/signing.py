@@ -60,6 +60,10 @@ class SigningKey:
         """The private key, unencrypted, as PEM (PKCS 8): what its file holds."""
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
+    def private(self) -> Ed25519PrivateKey:
+        """The key itself, for a library that signs by rules of its own (TUF)."""
+        return self._key
+
     def sign(self, purpose: str, *parts: bytes) -> bytes:
         """A signature of 64 bytes over ``purpose`` and ``parts``, in that order."""
         return self._key.sign(signed_bytes(purpose, *parts))

@@ -1,6 +1,7 @@
 """A small federation, made once: data, settings, everyone's part, teacher and student."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_before() -> Iterator[None]:
+    """A simulated client sets torch up for a process of its own, without denormals; no other test sees it."""
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads or torch.get_num_threads())
+        torch.set_deterministic_debug_mode("default")
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

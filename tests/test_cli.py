@@ -3,31 +3,18 @@
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fedge import __version__
 from fedge.cli import main
 
 ROOT = Path(__file__).parent.parent
 Files = set[tuple[str, bytes | None]]
-
-
-@pytest.fixture(autouse=True)
-def torch_as_before() -> Iterator[None]:
-    """``fedge simulate`` sets torch up for a process of its own."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with warnings.catch_warnings():
-        yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-    torch.set_flush_denormal(False)
 
 
 def _arrays(**changes: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         told += _told_start(result["start"])
     if "serve" in result:
         told += _told_serve(result["serve"])
+    if "devices" in result:
+        told += _told_devices(result["devices"])
     return told
 
 
@@ -80,3 +82,14 @@ def _told_serve(serve: Mapping[str, Any]) -> list[str]:
     if serve["ratio"] is None:
         return [*told, "FastAPI is not installed: pip install 'fedge[dev]'"]
     return [*told, f"fedge serve answers {serve['ratio']:.1f} times as many requests a second"]
+
+
+def _told_devices(devices: Mapping[str, Any]) -> list[str]:
+    if devices["ratio"] is None:
+        return ["", "--devices: not measured, for there is a single core"]
+    return [
+        "",
+        f"--devices: one answers {devices['one_per_s']:,.0f} windows a second, two "
+        f"{devices['two_per_s']:,.0f}: "
+        f"{devices['ratio']:.2f} times as many (the machine's load was {devices['load']:.1f})",
+    ]

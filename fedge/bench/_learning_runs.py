@@ -27,8 +27,9 @@ from fedge.metrics import accuracy
 from fedge.observe import silent
 from fedge.seeding import derive
 from fedge.simulation.local import LocalGrid
+from fedge.simulation.scoring import Scorer, mean
 from fedge.simulation.summary import int8_agreement, more_scores
-from fedge.simulation.world import Scorer, World, build_world, mean
+from fedge.simulation.world import World, build_world
 
 Answers = Mapping[str, NDArray[np.float32]]
 Records = Sequence[Mapping[str, Any]]

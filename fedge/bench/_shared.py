@@ -13,7 +13,8 @@ from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared, make_plan
 from fedge.federated.training import answers, fine_tune
 from fedge.seeding import derive
-from fedge.simulation.world import Scorer, World, build_world, mean
+from fedge.simulation.scoring import Scorer, mean
+from fedge.simulation.world import World, build_world
 
 LOCAL_EPOCHS = 5
 """Epochs of a participant on its own windows after the last round; they cost no bytes."""

@@ -1,8 +1,9 @@
 """``fedge bench edge``: microseconds, megabytes and requests a second of what a device runs.
 
 Teacher and students in ONNX Runtime on one thread, as a device calls them and bare; ``fedge infer`` and
-``fedge serve`` as processes of their own; ``fedge serve`` under load beside FastAPI. Weights are random,
-which makes no difference to time or size. ``docs/bench-edge.md`` says what is compared.
+``fedge serve`` as processes of their own; ``fedge serve`` under load beside FastAPI; one device, and two
+behind ``--devices``. Weights are random, which makes no difference to time or size.
+``docs/bench-edge.md`` says what is compared.
 """
 
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fedge.bench import _edge_devices as devices
 from fedge.bench import _edge_serve as serving
 from fedge.bench import _edge_start as starts
 from fedge.bench import _edge_times as times
@@ -28,7 +30,7 @@ from fedge.models.student_families import SIZES as STUDENT_SIZES
 from fedge.observe import Observer, Terminal
 
 BATCH = 256
-PARTS = ("models", "start", "serve")
+PARTS = ("models", "start", "serve", "devices")
 _MB = 1e6
 
 __all__ = ["Sizes", "lines", "measure", "run"]
@@ -47,6 +49,8 @@ class Sizes:
         connections: to a server under load.
         seconds: of load, in each of its repeats.
         load_repeats: of it.
+        shared: windows that are split over devices.
+        device_repeats: of that.
     """
 
     repeats: int = 11
@@ -57,6 +61,8 @@ class Sizes:
     connections: int = 64
     seconds: float = 4.0
     load_repeats: int = 3
+    shared: int = 8192
+    device_repeats: int = 5
 
 
 def run(repeats: int = Sizes.repeats, only: str = "") -> dict[str, Any]:
@@ -101,6 +107,12 @@ def measure(sizes: Sizes, observer: Observer, parts: tuple[str, ...] = PARTS) ->
                     place, folder, sizes.connections, sizes.seconds, sizes.load_repeats
                 )
                 stage.result = f"{found['serve']['fedge']['requests_per_s']:,.0f} requests a second"
+        if "devices" in parts:
+            with observer.stage("one device and two") as stage:
+                large = teacher(config.teacher.family or "residual", config.teacher.size)
+                big = release(folder / "large", large)
+                found["devices"] = devices.across(big, folder, sizes.shared, sizes.device_repeats)
+                stage.result = f"{found['devices']['ratio'] or 'not measured: one core'}"
     return {**found, "machine": _machine(), "settings": asdict(sizes)}
 
 

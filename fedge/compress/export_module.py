@@ -1,8 +1,9 @@
 """A torch module as an ONNX model behind the preprocessing: to measure a teacher where its student runs."""
 
 import warnings
-from contextlib import redirect_stdout
-from io import BytesIO, StringIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 
 import onnx
 import torch
@@ -26,7 +27,7 @@ def export_module(module: torch.nn.Module, window: tuple[int, ...], preprocess: 
     """
     *size, channels = window
     buffer = BytesIO()
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints what it cannot write
+    with warnings.catch_warnings(), _without_its_log():
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -42,6 +43,20 @@ def export_module(module: torch.nn.Module, window: tuple[int, ...], preprocess: 
         except OnnxExporterError:
             return None
     return _behind(preprocess, window, onnx.load_from_string(buffer.getvalue()))
+
+
+@contextmanager
+def _without_its_log() -> Iterator[None]:
+    """The exporter prints graphs that it cannot write from C++, and switches its own log on to do so."""
+    log = getattr(torch._C, "_jit_onnx_log", None)  # not public: where it is gone, nothing is done
+    if log is None:
+        yield
+        return
+    setattr(torch._C, "_jit_onnx_log", lambda *_: None)  # noqa: B010 (mypy knows its type)
+    try:
+        yield
+    finally:
+        setattr(torch._C, "_jit_onnx_log", log)  # noqa: B010
 
 
 def _behind(preprocess: Preprocess, window: tuple[int, ...], model: onnx.ModelProto) -> bytes:

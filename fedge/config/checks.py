@@ -35,17 +35,29 @@ def _check_buffer(config: Config) -> None:
         raise ConfigError("rounds.buffer and rounds.over_select both say when a round ends: give one of them")
 
 
+def _check_fleet(config: Config) -> None:
+    """Refuse links that nothing fits through."""
+    if config.fleet.uplink_bytes and config.fleet.uplink_bits_per_second:
+        raise ConfigError("fleet.uplink_bytes and fleet.uplink_bits_per_second: give one of them")
+    if 0 < config.fleet.edge_bytes < 160:
+        raise ConfigError("fleet.edge_bytes: the shortest answer has 160 bytes")
+
+
 def check(config: Config) -> None:
     """Refuse combinations that cannot work, with the reason."""
     _check_robust(config)
     _check_buffer(config)
+    _check_fleet(config)
     if config.local.final_learning_rate > config.local.learning_rate:
         raise ConfigError(
             f"local.final_learning_rate {config.local.final_learning_rate} is above local.learning_rate "
             f"{config.local.learning_rate}; the rate only falls"
         )
-    if config.fleet.uplink_bytes and config.fleet.uplink_bits_per_second:
-        raise ConfigError("fleet.uplink_bytes and fleet.uplink_bits_per_second: give one of them")
+    if config.fleet.edges and config.rounds.optimizer == "dyn":
+        raise ConfigError(
+            "rounds.optimizer = 'dyn' goes by the share of all clients that took part, which a server above "
+            "edge servers does not know: use another optimizer, or fleet.edges = 0"
+        )
     if redistils(config) and config.redistill.judge == "clients" and config.data.judge_share == 0:
         raise ConfigError(
             "data.judge_share is 0, but re-distilled students are judged on that share; "

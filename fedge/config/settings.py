@@ -233,6 +233,9 @@ class Fleet:
     edges: int = _setting(
         0, "edge servers between the clients and the server, which are dealt to them; 0: none", 0, 10_000
     )
+    edge_bytes: int = _setting(
+        0, "most bytes of an edge server's answer, or 160 and more; 0: as the uplink's codec has it", 0, 2**31
+    )
     start_hour: float = _setting(0.0, "of the first virtual day, when the run begins", 0, 24)
 
 

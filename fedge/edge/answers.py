@@ -7,13 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ConfigError
-from fedge.metrics import threshold
+from fedge.metrics import NORMAL_SHARE, threshold
 from fedge.release.manifest import Manifest
 
 FEWEST_NORMAL = 100
 """Normal windows of its own that a device must have to set its own threshold."""
-NORMAL_SHARE = 0.99
-"""Of normal windows, how many shall raise no alarm."""
 
 
 @dataclass(frozen=True)

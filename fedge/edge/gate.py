@@ -3,11 +3,10 @@
 That the release is genuine and whole was checked before (``fedge.edge.updater``). What is asked here is
 whether it works on *this* device, is fast enough, and is no worse: by its score on the device's own later
 windows, or, where nobody labelled any, by how much its answers are like the current model's. The rules raise;
-:func:`run_gate` is the outermost place, which turns what they raise into a decision to report.
+:func:`judge` is the outermost place, which turns what they raise into a decision to report.
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from fedge.edge.checks import (
     score,
 )
 from fedge.edge.pace import medians_us
-from fedge.edge.runtime import Runtime
+from fedge.edge.runtime import Runtime, SlowError, try_out
 from fedge.errors import DataError, RefusedError, ReleaseError
 from fedge.release.manifest import Manifest
 
@@ -60,7 +59,7 @@ class GateInputs:
         latency_slack_us: microseconds above that which do not matter.
         latency_budget_us: more microseconds for one window are too many; None for no such limit. With neither
             factor nor budget no time is measured.
-        patience_s: a model whose first answer takes so many seconds is not asked for a second one.
+        patience_s: a model that has not answered its first window after so many seconds is stopped.
         timer: how time is measured; a simulation has none of its own.
     """
 
@@ -125,22 +124,6 @@ class _Progress:
     likeness: Likeness | None = None
 
 
-def run_gate(
-    manifest: Manifest,
-    model: bytes,
-    current: Runtime | None,
-    later: Windows,
-    margin: float = DEFAULT_MARGIN,
-) -> Decision:
-    """Test a release on labelled windows alone; no time is measured. See :func:`judge`.
-
-    Raises:
-        DataError: the device's own windows cannot be used, which says nothing about the release.
-    """
-    before = None if current is None else OpenRelease(manifest, current)
-    return judge(manifest, model, before, GateInputs(later, margin=margin, latency_factor=None))
-
-
 def judge(manifest: Manifest, model: bytes, current: OpenRelease | None, inputs: GateInputs) -> Decision:
     """Test a release whose signature and hash were checked already.
 
@@ -181,14 +164,11 @@ def _steps(
     so_far: _Progress,
 ) -> tuple[str, str]:
     """One step after the other; gives the code and the reason of a release that is taken."""
+    _check_ends(manifest, model, inputs.patience_s, so_far)
     candidate = OpenRelease(manifest, open_candidate(manifest, model))
     so_far.code = "does_not_fit"
     check_fits(manifest, labelled)
     recent = _recent(manifest, inputs)
-    so_far.code = "self_test"
-    seconds = _first_answer(candidate)
-    so_far.code = "slow"
-    check_at_most("time for its first window, in seconds,", seconds, inputs.patience_s)
     so_far.code = "self_test"
     check_self_test(manifest, candidate.runtime)
     so_far.code = "slow"
@@ -222,10 +202,10 @@ def _compare_scores(
 ) -> tuple[str, str]:
     old = so_far.current_score = _current_score(current, metric, labelled)
     if old is None:
-        return "no_current", f"taken with a {metric} of {new:.4f}: no current model to compare with"
+        return "no_current", f"taken with {metric} {new:.4f}: no current model to compare with"
     so_far.code = "worse"
     check_not_worse(metric, new, old, margin)
-    return "not_worse", f"taken with a {metric} of {new:.4f}; the current model has {old:.4f}"
+    return "not_worse", f"taken with {metric} {new:.4f}; the current model has {old:.4f}"
 
 
 def _compare_answers(
@@ -270,11 +250,13 @@ def _recent(manifest: Manifest, inputs: GateInputs) -> NDArray[Any]:
     return recent[-MAX_RECENT:]
 
 
-def _first_answer(candidate: OpenRelease) -> float:
-    """Seconds that one window takes: a test of many must not take for ever."""
-    window, start = candidate.manifest.self_test_windows()[:1], time.monotonic()
-    candidate.runtime.predict(window)
-    return time.monotonic() - start
+def _check_ends(manifest: Manifest, model: bytes, seconds: float, so_far: _Progress) -> None:
+    """Check that one window is answered in time: opening it, or a test of many, could take for ever."""
+    try:
+        try_out(model, manifest.self_test_windows()[:1], seconds)
+    except SlowError:
+        so_far.code = "slow"
+        raise
 
 
 def _timed(

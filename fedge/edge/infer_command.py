@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import select
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedge.edge.inputs import Stop, files, holds_windows, lines, stop_signals, windows
 from fedge.edge.lines import HeaderError, Lines
 from fedge.edge.live import Answering, LiveModel
+from fedge.edge.places import NoReleaseYetError, named_by_user
 from fedge.edge.session import Session
 from fedge.edge.stream import Cutter
 from fedge.errors import ConfigError, DataError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _STREAM = "-"
 _FILE_BATCH = 256
+_WAIT_SECONDS = 1.0  # between two looks for a first release
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=0, metavar="N", help="name the N likeliest classes")
     parser.add_argument(
         "--batch", type=int, metavar="N", help="windows answered in one call (stream 1, file 256)"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="if a home has no release yet, wait for the first one"
     )
     samples = parser.add_argument_group("samples (CSV with a header, or JSON lines)")
     samples.add_argument(
@@ -66,14 +72,16 @@ def run(options: argparse.Namespace, live: Answering | None = None) -> None:
 
     Raises:
         SetupError: the model or the folder to keep windows in cannot be used.
-        ReleaseError: the model is damaged, or fails on every window.
+        ReleaseError: the model fails on every window.
         InputError: an option makes no sense, or nothing of the input can be used.
     """
     sources = None if options.input == _STREAM else files(Path(options.input))
     if sources is None and (sys.stdin is None or sys.stdin.isatty()):
         raise DataError("give INPUT: a file, a folder, or pipe a stream of samples into standard input")
-    live = live or LiveModel.open(options.model)
     with stop_signals() as stop:
+        live = live or _open(options, stop)
+        if live is None:
+            return
         session = _session(options, live, stream=sources is None)
         try:
             if sources is None:
@@ -86,6 +94,23 @@ def run(options: argparse.Namespace, live: Answering | None = None) -> None:
     if not stop.asked:
         session.check_used()
     _say(session.summary())
+
+
+def _open(options: argparse.Namespace, stop: Stop) -> LiveModel | None:
+    """The model; with ``--wait`` once there is one. None where a signal comes before."""
+    place, told = options.model, False
+    while not stop.asked:
+        try:
+            with named_by_user(place):
+                return LiveModel.open(place)
+        except NoReleaseYetError as error:
+            if not options.wait:
+                raise
+            if not told:
+                _say(f"waiting for the first release: {error}")
+        told = True
+        select.select([stop.handle] if stop.handle >= 0 else [], [], [], _WAIT_SECONDS)
+    return None
 
 
 def _session(options: argparse.Namespace, live: Answering, *, stream: bool) -> Session:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from fedge.errors import DataError
 from fedge.release.manifest import Manifest
 
 _CHUNK = 1 << 16
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LINES, _WINDOWS = (".csv", ".jsonl", ".ndjson"), (".npz",)
 
 
@@ -33,29 +33,43 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Let the first signal end the input, and the second the process."""
+    """Let the first signal end the input, and the second the process, also while a model is answering.
+
+    Python runs its handlers between two steps of its own, and a model is one step. So a thread listens.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield Stop(-1)
         return
     reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    hears, tells = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(tells, False)
     stop, before = Stop(reads), {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        del frame
-        stop.asked = True
-        signal.signal(number, signal.SIG_DFL)
-
-    wakeup = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(hears, writes, stop), daemon=True)
+    listener.start()
+    wakeup = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, ask)
+        for number in _SIGNALS:
+            before[number] = signal.signal(number, lambda *_: None)
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
-        os.close(reads)
-        os.close(writes)
+        os.close(tells)
+        listener.join()
+        for handle in (hears, reads, writes):
+            os.close(handle)
+
+
+def _listen(hears: int, writes: int, stop: Stop) -> None:
+    """Read the numbers of the signals that come, until the other end is closed."""
+    while number := os.read(hears, 1):
+        if number[0] not in _SIGNALS:
+            continue
+        if stop.asked:
+            os._exit(128 + number[0])
+        stop.asked = True
+        os.write(writes, number)
 
 
 def lines(handle: int, stop: Stop, idle_seconds: float = 1.0) -> Iterator[bytes | None]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedge.edge.places import Model, home_at, is_home, open_files, open_home, open_model
+from fedge.edge.places import Model, home_at, is_home, open_files, open_home, open_model, settled
 from fedge.errors import DataError, FedgeError, ReleaseError
 from fedge.metrics import METRICS
 from fedge.release.manifest import Manifest
@@ -93,9 +93,11 @@ class LiveModel:
         """Open what is at ``place``.
 
         Raises:
-            SetupError: there is nothing to open, or it cannot be read.
+            NoReleaseYetError: there is nothing to open.
+            SetupError: it cannot be read.
             ReleaseError: the manifest is malformed, or the model is not the one it names or does not open.
         """
+        place = settled(place)
         if is_home(place):
             home = home_at(place)
             stamp = home.stamp()

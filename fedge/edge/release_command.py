@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedge.errors import InputError, SetupError
+from fedge.errors import InputError, ReleaseError, SetupError
 from fedge.release.pointer import METADATA
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def repository_at(path: Path) -> Path:
     Raises:
         SetupError: there is none.
     """
+    if ":/" in str(path):
+        raise SetupError(f"{path} is no folder; fedge release verify and fetch read from web servers")
     for place in (path, path / "releases"):
         if (place / METADATA).is_dir():
             return place
@@ -82,7 +84,8 @@ def say(line: str) -> None:
 
 
 def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text.capitalize() + ".")
+    about = f"{text[0].upper()}{text[1:]}."
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=about)
     return parser
 
 
@@ -160,7 +163,13 @@ def _add_on_device(actions: Any) -> None:
 
 
 def _on_device(options: argparse.Namespace, action: str) -> None:
-    home = home_at(options.home)
+    try:
+        _change(options, action, home_at(options.home))
+    except ReleaseError as error:  # what was asked for is not here, or is damaged
+        raise InputError(str(error)) from error
+
+
+def _change(options: argparse.Namespace, action: str, home: "Home") -> None:
     if action == "rollback":
         say(f"release {home.rollback(options.to)} runs here now; the one that was left is not taken again")
     elif options.unpin:

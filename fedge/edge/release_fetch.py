@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,15 @@ from fedge.edge.disk import FolderDisk
 from fedge.edge.gate import GateInputs
 from fedge.edge.home import STATE, Home
 from fedge.edge.release_command import say
-from fedge.edge.release_repository import read_file
+from fedge.edge.release_repository import read_file, read_root
 from fedge.edge.sources import FolderSource, HttpSource, Source
 from fedge.edge.updater import Updater
 from fedge.errors import ConfigError, InputError, PayloadError, ReleaseError, SetupError
 from fedge.release.manifest import MAX_MANIFEST_BYTES, Manifest, parse
-from fedge.release.pointer import LATEST, MAX_POINTER_BYTES, MAX_ROOT_BYTES, PROMOTED, parse_pointer
+from fedge.release.pointer import LATEST, MAX_POINTER_BYTES, PROMOTED, parse_pointer
 
 _MAX_ENROLMENT_BYTES = 16_384
+_HEX = re.compile(r"[0-9a-f]{16,64}")
 _NOTHING_NEW = ("up_to_date", "nothing", "pinned")
 
 
@@ -46,6 +49,10 @@ def do_fetch(options: argparse.Namespace) -> int | None:
     """
     if not 0 <= options.margin <= 1:
         raise ConfigError(f"--margin {options.margin:g}: give 0 to 1")
+    if options.budget_us is not None and not 0 < options.budget_us < math.inf:
+        raise ConfigError(f"--budget-us {options.budget_us:g}: give more than 0 microseconds")
+    if options.federation is not None and not _HEX.fullmatch(options.federation):
+        raise ConfigError(f"--federation {options.federation!r:.80}: give its 16 to 64 hex digits")
     place = options.home / "model" if (options.home / "model" / STATE).is_file() else options.home
     home = Home(FolderDisk(place))
     trusted = _trusted(options, home)
@@ -59,8 +66,8 @@ def do_fetch(options: argparse.Namespace) -> int | None:
     if outcome.taken:
         say(f"release {outcome.version} runs here now ({outcome.code}): {outcome.reason}")
         return None
-    about = f"release {outcome.version}" if outcome.version else "nothing"
-    say(f"{about} not taken ({outcome.code}): {outcome.reason}")
+    about = f"release {outcome.version} not" if outcome.version else "nothing"
+    say(f"{about} taken ({outcome.code}): {outcome.reason}")
     return None if outcome.code in _NOTHING_NEW else 1
 
 
@@ -73,10 +80,10 @@ def _trusted(options: argparse.Namespace, home: Home) -> _Trusted:
         federation = options.federation or home.slots().federation
         if not federation:
             raise InputError(f"{options.home} is new: say whose releases it takes: --federation or --bundle")
-        return _Trusted(read_file(options.root, MAX_ROOT_BYTES), federation, None)
+        return _Trusted(read_root(options.root), federation, None)
     if options.root or options.federation:
         raise InputError("--bundle says whom to trust; leave --root and --federation out")
-    root = read_file(bundle / "root.json", MAX_ROOT_BYTES)
+    root = read_root(bundle / "root.json")
     return _Trusted(root, _federation(bundle / "device.json"), bundle)
 
 

@@ -29,7 +29,7 @@ def do_verify(options: argparse.Namespace) -> None:
     """
     from fedge.edge.trusted import look_at
 
-    root = read_file(options.root, MAX_ROOT_BYTES)
+    root = read_root(options.root)
     source = source_at(options.path)
     with tempfile.TemporaryDirectory(prefix="fedge-verify-") as scratch:
         view = look_at(source, {}, root, int(time.time()), Path(scratch), lambda _: None, promoted_only=False)
@@ -148,6 +148,23 @@ def read_file(path: Path, limit: int) -> bytes:
         return folder.read(path, limit)
     except ReleaseError as error:
         raise SetupError(str(error)) from error
+
+
+def read_root(path: Path) -> bytes:
+    """The first root's metadata, whom the user trusts.
+
+    Raises:
+        SetupError: it cannot be read, or is something else.
+    """
+    from fedge.release._tuf import Root
+    from fedge.release._tuf import parse as parse_metadata
+
+    content = read_file(path, MAX_ROOT_BYTES)
+    try:
+        parse_metadata(Root, content, str(path))
+    except ReleaseError as error:
+        raise SetupError(f"{error}; give root.json of a bundle") from error
+    return content
 
 
 def _sign(place: Path, online: Path | None) -> None:

@@ -1,7 +1,10 @@
 """A released model in ONNX Runtime: windows in the sensor's units in, scores out."""
 
 import math
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +50,7 @@ class Runtime:
         if len(content) > MAX_MODEL_BYTES:
             raise ReleaseError(f"the model has {len(content)} bytes, above the limit of {MAX_MODEL_BYTES}")
         screen(content)
-        self._session = _open(content)
+        self._session = open_session(content)
         self.window = _sizes(self._session.get_inputs(), INPUT, (2, 3))
         (self.outputs,) = _sizes(self._session.get_outputs(), OUTPUT, (1,))
         if math.prod(self.window) > MAX_WINDOW or self.outputs > MAX_CLASSES:
@@ -137,13 +140,51 @@ def _read(path: Path) -> bytes:
         raise SetupError(f"cannot read the model {path}: {error.strerror}") from error
 
 
-def _open(model: bytes) -> "onnxruntime.InferenceSession":
+class SlowError(ReleaseError):
+    """A model that has not answered in time."""
+
+
+def try_out(model: bytes, window: NDArray[np.float32], seconds: float) -> None:
+    """Let a model that nobody knows answer ``window`` once, and give up after so many seconds.
+
+    Nothing is optimized: ONNX Runtime would compute what depends on constants alone while it opens the
+    model, where nobody can stop it. A model that passes may be opened in earnest. What it answers, and
+    whether it is an answer at all, is not looked at here. One operator cannot be interrupted.
+
+    Raises:
+        ReleaseError: it does not open.
+        SlowError: it takes too long.
+    """
+    import onnxruntime
+
+    screen(model)
+    session, options = open_session(model, optimized=False), onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    start = time.monotonic()
+    timer.start()
+    with suppress(Exception):  # whatever else is wrong shows when it is opened in earnest
+        session.run(None, {INPUT: window}, options)
+    timer.cancel()
+    if time.monotonic() - start > seconds:
+        raise SlowError(f"the model has not answered its first window after {seconds:g} s")
+
+
+def open_session(model: bytes, *, optimized: bool = True) -> "onnxruntime.InferenceSession":
+    """ONNX Runtime with a model that :func:`fedge.edge.screen.screen` has passed, on one thread.
+
+    Raises:
+        ReleaseError: it does not open.
+    """
     import onnxruntime  # 20 MB: a device that only trains, and has no release yet, goes without
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if not adds_exactly():

@@ -3,7 +3,8 @@
 A release's model stands alone and uses standard operators only. ONNX Runtime would also open models
 that name other files of this machine, carry sparse or training parts, or use operators of other
 domains; its Python API cannot say so beforehand. This reads just the skeleton of the protobuf message
-(onnx.proto, IR version 13; the tensors' content is skipped, nothing is copied) and refuses those.
+(onnx.proto, IR version 13; the tensors' content is skipped, nothing is copied) and refuses those. It also
+refuses loops: without them a model does each of its operators once, so it comes to an end.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ _REFUSED: dict[tuple[str, int], str] = {
     ("attribute", 23): "sparse weights",
     ("tensor", 13): "weights in another file",
 }
-_NODE_DOMAIN = ("node", 7)
+_NODE_DOMAIN, _NODE_KIND = ("node", 7), ("node", 4)
+_LOOPS = (b"Loop", b"Scan", b"SequenceMap")
 _TENSOR_LOCATION = ("tensor", 14)
 
 
@@ -49,7 +51,7 @@ def screen(model: bytes) -> None:
 
     Raises:
         ReleaseError: it is no protobuf message, has too many parts, nests too deeply, keeps weights in
-            another file, or has functions, sparse weights or operators of another domain.
+            another file, or has functions, sparse weights, loops or operators of another domain.
     """
     seen = _walk("model", memoryview(model), 0, _Budget())
     if 7 not in seen:
@@ -79,6 +81,8 @@ def _check(kind: str, number: int, value: memoryview | int) -> None:
     if where == _NODE_DOMAIN and isinstance(value, memoryview) and value not in _STANDARD:
         domain = bytes(value[:64]).decode("utf-8", "replace")
         raise ReleaseError(f"the model has an operator of domain {domain!r}; only standard ones are allowed")
+    if where == _NODE_KIND and isinstance(value, memoryview) and value in _LOOPS:
+        raise ReleaseError(f"the model has a loop ({bytes(value).decode()}), which may never end")
 
 
 def _fields(message: memoryview, budget: _Budget) -> Iterator[tuple[int, memoryview | int]]:

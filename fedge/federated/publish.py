@@ -12,7 +12,7 @@ from fedge.edge.runtime import Runtime
 from fedge.federated.coding import Weights
 from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared
-from fedge.metrics import threshold
+from fedge.metrics import NORMAL_SHARE, threshold
 from fedge.release.manifest import FLOAT32, INT8, Input, Manifest, ModelFile, SelfTest, parse
 from fedge.release.repository import Published, Repository
 
@@ -22,9 +22,6 @@ _TOLERANCE = 0.05
 
 _DAY = 86_400
 _PRECISIONS = {"int8": (export_int8, INT8), "float32": (export_float, FLOAT32)}
-
-NORMAL_SHARE = 0.99
-"""Of normal windows, how many shall raise no alarm."""
 
 
 @dataclass(frozen=True)

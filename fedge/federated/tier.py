@@ -145,7 +145,8 @@ class EdgeServer:
         else:
             below, initial, outcome = _ask(below, federation, traffic)
         total = with_owed(outcome.total, above.memory, task)
-        answer, above = self._answer(task, digest, outcome, total, above)
+        budget = federation.config.fleet.edge_bytes or None
+        answer, above = self._answer(task, digest, outcome, total, above, budget)
         record = outcome.record(state.rounds + 1, traffic, initial, {})
         record |= {"parent_round": task.round, "task": digest.hex()}
         if total is None:
@@ -178,15 +179,21 @@ class EdgeServer:
         return frames.encode_reply(replace(reply, signature=self._key.sign(UPDATE, *parts)))
 
     def _answer(
-        self, task: Train, digest: bytes, outcome: Outcome, total: Update | None, above: ClientState
+        self,
+        task: Train,
+        digest: bytes,
+        outcome: Outcome,
+        total: Update | None,
+        above: ClientState,
+        budget: int | None,
     ) -> tuple[bytes, ClientState]:
-        """The signed answer; and what is remembered of it until the parent says whether it counted."""
+        """The signed answer, of ``budget`` bytes at most; and what is remembered until its fate is known."""
         loss = mean(outcome.losses) if outcome.losses else 0.0
         reply = Trained(task.round, 0, loss, mean(outcome.own_scores), judged(outcome.scores), b"", b"")
         if total is None:
             return self._signed(task, reply, above), above
         change, weight = total.mean(), min(total.weight, MOST_WINDOWS)
-        residual, payload = encode_change(above.plan.uplink, None, above.residual, change)
+        residual, payload = encode_change(above.plan.uplink, budget, above.residual, change)
         answer = self._signed(task, replace(reply, weight=weight, payload=payload), above)
         pending = Pending(task.round, digest, answer, residual, {})
         return answer, replace(above, pending=pending, memory=owed(change, weight, task.round))
@@ -289,7 +296,7 @@ def _ask(
     there = eligible(below, there)
     participants = choose(config, number, there) if there else []
     below, initial, outcome = ask_once(below, federation, participants, traffic, len(there))
-    counted, least = len(outcome.counted), needed(config, len(there))
+    counted, least = outcome.added, needed(config, len(there))
     if counted < least:
         federation.observer.event("given_up", round=number, counted=counted, needed=least)
         outcome.total = None

@@ -20,6 +20,7 @@ _SHORTEST, _LONGEST = 0.005, 0.05
 _GONE = 60.0  # seconds that a client which left may take to come back, where there is no deadline
 _LATE = 10.0  # seconds for which Flower keeps a message after its deadline
 _AWAY = 5  # Flower's code for "the node is not there"
+_ANSWERLESS = "left before it answered"
 
 
 class Fleet(Protocol):
@@ -79,6 +80,7 @@ class GridClients:
                 ``ask`` yields them beside its own. ``None``: not at all.
         """
         self._late: dict[str, tuple[str, float]] = {}  # message: its client, and when it is given up
+        self._left = set[str]()  # clients that had left when nobody waited for them any more
         self._late_seconds = late_seconds
         self._grid, self._clock, self._pull = grid, clock, pull or grid.pull_messages
         self._fleet: Fleet = fleet or _Fixed(sleep)
@@ -109,6 +111,9 @@ class GridClients:
         """
         start = self._clock()
         end = math.inf if deadline is None else start + deadline
+        # An answer to an older task must not pass for one to the new task.
+        self._late = {message: late for message, late in self._late.items() if late[0] not in tasks}
+        self._left -= tasks.keys()
         there = self._fleet.nodes()
         for client in tasks.keys() - there.keys():
             yield client, FedgeError("no node stands for this client")
@@ -133,16 +138,19 @@ class GridClients:
     def _keep(self, flight: _Flight) -> None:
         """Tasks that nobody waits for any more, but whose answers may still be of use."""
         if self._late_seconds is not None:
+            self._left |= flight.absent.keys()
             until = self._clock() + self._late_seconds
             self._late |= {message: (client, until) for message, (client, _) in flight.out.items()}
 
     def _look_late(self) -> Iterator[tuple[str, bytes | FedgeError]]:
-        """Answers to tasks of earlier asks, without waiting."""
+        """Answers to tasks of earlier asks, without waiting; or that there will be none."""
+        while self._left:
+            yield self._left.pop(), FedgeError(_ANSWERLESS)
         self._late = {m: (c, until) for m, (c, until) in self._late.items() if until > self._clock()}
         for reply in self._pull(list(self._late)) if self._late else ():
             client, _ = self._late.pop(reply.metadata.reply_to_message_id, (None, 0.0))
-            if client is not None and not reply.has_error():
-                yield client, _answer(reply)
+            if client is not None:
+                yield client, FedgeError(_ANSWERLESS) if reply.has_error() else _answer(reply)
 
     def _send(self, flight: _Flight, tasks: Mapping[str, bytes], ttl: float | None) -> None:
         """Tasks to those that have none yet, and to those that are there with another node now."""

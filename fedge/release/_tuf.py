@@ -53,7 +53,7 @@ def sign(content: Root | Snapshot | Targets | Timestamp, *keys: SigningKey) -> b
     """
     metadata: Metadata[Any] = Metadata(content)
     for key in keys:
-        metadata.sign(CryptoSigner(key._key, public_key(key)), append=True)
+        metadata.sign(CryptoSigner(key.private(), public_key(key)), append=True)
     return metadata.to_bytes()
 
 

@@ -168,6 +168,18 @@ def numbers(folder: Path, role: str) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def remove(place: Path) -> None:
+    """Remove a folder of the repository: as others see it, all of it at once. The lock is held.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    gone = place.with_name(f"{_UNFINISHED}{place.name}")
+    os.rename(place, gone)
+    flush_folder(place.parent)
+    shutil.rmtree(gone)
+
+
 def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)

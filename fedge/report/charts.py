@@ -1,5 +1,6 @@
 """The kinds of chart that the page uses: lines over rounds (or time), change per client, and bars."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -58,14 +59,33 @@ class Across:
     Attributes:
         name: of its unit, as it stands below the chart.
         least: the shortest axis.
+        start: where a logarithmic axis begins; 0 for a linear one, which begins at 0.
     """
 
     name: str = "round"
     least: float = 4
+    start: float = 0.0
 
     def read(self, at: float) -> str:
         """A place on it, for the read-out."""
         return f"round {at:g}" if self.name == "round" else f"{at:.3g} {self.name}"
+
+    def at(self, value: float, last: float) -> float:
+        """Where ``value`` stands: 0 at the beginning, 1 at ``last``."""
+        if not self.start:
+            return value / last
+        return math.log(max(value, self.start) / self.start) / math.log(last / self.start)
+
+    def ticks(self, last: float) -> list[float]:
+        """Round numbers up to ``last``, few enough for a telephone; of rounds, whole ones and the last."""
+        if self.start:
+            decades = range(math.floor(math.log10(self.start)), math.ceil(math.log10(last)) + 1)
+            found = [round(k * 10.0**d, 12) for d in decades for k in ((1,) if len(decades) > 3 else (1, 3))]
+            return [tick for tick in found if self.start <= tick <= last]
+        found = [tick for tick in linear([0, last], 4, at_least=self.least).ticks if tick <= last]
+        if self.name == "round" and found and last - found[-1] > 0.12 * last:
+            found.append(last)
+        return found
 
 
 @dataclass(frozen=True)
@@ -97,12 +117,12 @@ def line_chart(chart: Chart) -> Html:
         return _TOP + (1 - chart.axis.at(value)) * (bottom - _TOP)
 
     body = [grid(chart.axis, place, chart.shown)]
-    body += [_draw(one, last, place) for one in chart.series]
+    body += [_draw(one, chart.across, last, place) for one in chart.series]
     body.append(_names(chart, place))
     ticks_at = bottom + 16
     body.append(_below(chart.across, last, ticks_at))
     for k, lane in enumerate(chart.lanes):
-        body.append(_lane(lane, last, ticks_at + 12 + _LANE * (k + 0.6), bottom))
+        body.append(_lane(lane, chart.across, last, ticks_at + 12 + _LANE * (k + 0.6), bottom))
     height = ticks_at + 14 + _LANE * len(chart.lanes)
     body.append(_readouts(chart, last, height))
     return canvas(chart.name, chart.title, chart.words, height, (50, chart.right), *body)
@@ -114,8 +134,8 @@ def thin(pairs: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
     return pairs if step <= 1 else [*pairs[:-1:step], pairs[-1]]
 
 
-def _draw(one: Series, last: float, place: Callable[[float], float]) -> Html:
-    spots = [(x / last, place(y)) for x, y in thin(one.points)]
+def _draw(one: Series, across: Across, last: float, place: Callable[[float], float]) -> Html:
+    spots = [(across.at(x, last), place(y)) for x, y in thin(one.points)]
     if not spots:
         return Html("")
     drawn = polyline(spots, f"line {one.kind}")
@@ -141,18 +161,17 @@ def _names(chart: Chart, place: Callable[[float], float]) -> Html:
 
 
 def _below(across: Across, last: float, y: float) -> Html:
-    """The ticks below: round numbers (of rounds, whole ones), few enough for a telephone."""
-    ticks = [tick for tick in linear([0, last], 4, at_least=across.least).ticks if tick <= last]
-    if across.name == "round" and ticks and last - ticks[-1] > 0.12 * last:
-        ticks.append(last)
-    words = [label(tick / last, y, f"{tick:g}", "tick", anchor="middle") for tick in ticks]
+    """The ticks below."""
+    words = [
+        label(across.at(tick, last), y, f"{tick:g}", "tick", anchor="middle") for tick in across.ticks(last)
+    ]
     return join([label(0, y, across.name, "tick", anchor="end", dx=-8), *words])
 
 
-def _lane(lane: Lane, last: float, y: float, bottom: float) -> Html:
+def _lane(lane: Lane, across: Across, last: float, y: float, bottom: float) -> Html:
     drawn = [line(0, y, 1, y, "lane"), label(1, y, lane.name, "tick", dx=10)]
     for at, sign, tip in lane.signs:
-        x = min(at / last, 1.0)
+        x = min(across.at(at, last), 1.0)
         drawn += [line(x, _TOP, x, bottom, "drop"), line(x, bottom + 25, x, y, "drop"), mark(x, y, sign, tip)]
     return join(drawn)
 
@@ -173,8 +192,9 @@ def _readouts(chart: Chart, last: float, height: float) -> Html:
     around = [2 * places[0] - places[1], *places, 2 * places[-1] - places[-2]]
     for before, at, after in zip(around, places, around[2:], strict=False):
         words = "  \u00b7  ".join([chart.across.read(at), *values[at]])
-        x, read = at / last, label(1, 10, words, "read", anchor="end", dx=chart.right)
-        left, wide = (before + at) / 2 / last, (after - before) / 2 / last
+        early, x, late = (chart.across.at(one, last) for one in (before, at, after))
+        read = label(1, 10, words, "read", anchor="end", dx=chart.right)
+        left, wide = (early + x) / 2, (late - early) / 2
         area = el("rect", x=percent(left), y="0", width=percent(wide), height=f"{height:g}")
         drawn.append(
             el("g", area, el("g", line(x, _TOP, x, height, "cursor"), read, class_="tip"), class_="hit")

@@ -1,6 +1,6 @@
 """What the score cost: against bytes and, where there was a fleet, against virtual time and energy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedge.report.charts import Across, Chart, Series, line_chart
@@ -10,6 +10,9 @@ from fedge.report.measure import Measure, measure
 from fedge.report.read import Record, amount, number, part, rounds, rows
 from fedge.report.svg import figure
 from fedge.report.words import cell, clean, energy, seconds, size
+
+_FAR = 5.0
+"""How many times further than another a line goes, for an axis to be logarithmic."""
 
 Shown = Callable[[float | None], str]
 
@@ -87,24 +90,41 @@ def series(kind: Measure, report: Record, cost: Cost, who: str, name: str, hue: 
 def cost_chart(
     kind: Measure, cost: Cost, lines: list[Series], name: str, *, height: float = 240.0, right: int = 112
 ) -> Html | None:
-    """Some lines (of ``series``), in the unit of the cost that suits them; ``None`` without points."""
+    """Some lines (of ``series``), in the unit of the cost that suits them; ``None`` without points.
+
+    Where one of them ends far before another the axis is logarithmic: else it would be lost in the corner.
+    """
     most = max((x for one in lines for x, _ in one.points), default=0.0)
     if most <= 0:
         return None
     unit, factor = cost.unit(most)
+    start = log_start(lines)
     scaled = [
-        Series(one.name, one.kind, [(x / factor, y) for x, y in one.points], one.shown, one.reference)
+        Series(
+            one.name,
+            one.kind,
+            [(x / factor, y) for x, y in one.points if x >= start],
+            one.shown,
+            one.reference,
+        )
         for one in lines
         if one.points
     ]
     axis = kind.axis(y for one in scaled for _, y in one.points)
     title = f"{kind.name} against {cost.name}"
     words = ", ".join(f"{one.name} {one.shown}" for one in scaled)
-    across = Across(unit, 1e-6)
+    across = Across(unit, 1e-6, start / factor)
     shown = kind.ticks(axis)
     return line_chart(
         Chart(name, title, words, scaled, axis, shown, kind.shown, height=height, right=right, across=across)
     )
+
+
+def log_start(lines: Sequence[Series]) -> float:
+    """Where a logarithmic axis begins: at the first cost of all; 0 where the lines end near each other."""
+    ends = [one.points[-1][0] for one in lines if one.points]
+    first = [x for one in lines for x, _ in one.points if x > 0]
+    return min(first) if first and min(ends) * _FAR < max(ends) else 0.0
 
 
 def cost_section(report: Record) -> Html | None:
@@ -152,8 +172,9 @@ def _about(report: Record) -> str:
 
 
 def _reached_table(kind: Measure, report: Record) -> Html | None:
-    body = []
-    for one in rows(report, "time_to_accuracy"):
+    body, reached = [], rows(report, "time_to_accuracy")
+    costs = [cost for cost in COSTS if any(amount(one, cost.total) is not None for one in reached)]
+    for one in reached:
         below = number(one, "below")
         if below is None:
             continue
@@ -163,12 +184,12 @@ def _reached_table(kind: Measure, report: Record) -> Html | None:
                 f"{clean(one.get('who'), 20)}, final less {short}",
                 kind.shown(kind.of(one, "score")),
                 cell(amount(one, "round")),
-                *(cell(amount(one, cost.total), cost.shown) for cost in COSTS),
+                *(cell(amount(one, cost.total), cost.shown) for cost in costs),
             ]
         )
     if not body:
         return None
-    head = ["to reach", kind.name, "round", *(cost.name for cost in COSTS)]
+    head = ["to reach", kind.name, "round", *(cost.name for cost in costs)]
     return table("What it took to come close to the final score, each averaged over three rounds", head, body)
 
 

@@ -23,7 +23,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SECTIONS = (
     ("score", "Score", score_section),
     ("bytes", "Bytes", traffic_section),
-    ("cost", "Time and energy", cost_section),
+    ("cost", "Cost", cost_section),
     ("clients", "Clients", clients_section),
     ("device", "Device", model_section),
     ("redistillation", "Re-distillation", redistillation_section),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedge.report.charts import Series
-from fedge.report.cost import COSTS, Cost, cost_chart, series
+from fedge.report.cost import COSTS, Cost, cost_chart, log_start, series
 from fedge.report.html import Html, el, table
 from fedge.report.measure import Measure, named
 from fedge.report.page import document, write_page
@@ -94,6 +94,8 @@ def _figure(kind: Measure, points: Sequence[Record], cost: Cost) -> Html | None:
     if chart is None:
         return None
     about = f"{kind.name} of the clients{kind.direction} against {cost.name}"
+    if log_start(lines):
+        about += ", on a logarithmic scale"
     if len(known) > len(best):
         about += f"; the {MOST_LINES} that ended best"
     body = [[point_name(one), cell(_total(one, cost), cost.shown)] for one in points]
@@ -113,7 +115,7 @@ def _shown_costs(points: Sequence[Record]) -> list[Cost]:
 
 def _head(kind: Measure, points: Sequence[Record]) -> list[str]:
     costs = _shown_costs(points)
-    head = ["run", f"{kind.name}, clients", "unseen", *(cost.name for cost in costs)]
+    head = ["run", f"{kind.name}, clients", "unseen", *(cost.short for cost in costs)]
     if (target := _same(kind, points)) is not None:
         head += [f"{cost.short} to {kind.shown(target)}" for cost in costs]
     return head
@@ -129,7 +131,11 @@ def _row(kind: Measure, point: Record, points: Sequence[Record]) -> list[str]:
 
 
 def _table(kind: Measure, points: Sequence[Record]) -> Html:
-    return table("One run a line", _head(kind, points), [_row(kind, one, points) for one in points])
+    return table(
+        "One run a line; time is virtual, bytes and energy are means per client",
+        _head(kind, points),
+        [_row(kind, one, points) for one in points],
+    )
 
 
 def _note(kind: Measure, points: Sequence[Record]) -> str:

@@ -66,14 +66,15 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: an option is out of range, or does not go with another.
-        SetupError: the model cannot be read, the port is taken, or a file for TLS is wrong.
-        ReleaseError: the model is damaged.
+        SetupError: the model is damaged or cannot be read, the port is taken, or a file for TLS is wrong.
     """
     _check(options)
+    from fedge.edge.places import named_by_user
     from fedge.serving.server import Settings, is_loopback, listen, serve
 
     tls = _tls(options)
-    served = _open(options)
+    with named_by_user(options.model):
+        served = _open(options)
     listener = listen(options.host, options.port)
     face, port = served.face(), listener.getsockname()[1]
     host = f"[{options.host}]" if ":" in options.host else options.host

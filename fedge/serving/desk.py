@@ -105,7 +105,8 @@ class FrontDesk:
         face = self._served.face()
         if path in ([face.name], [face.name, "versions", str(face.version)]):
             return face
-        raise RequestError(404, f"there is no such model here: {face.name!r}, version {face.version}, is")
+        here = f"version {face.version} of the model {face.name!r}"
+        raise RequestError(404, f"there is no such model or page of one; {here} is here")
 
     def _start(self, request: Request, reply: Reply) -> None:
         """Read a request to infer and hand it to the model."""

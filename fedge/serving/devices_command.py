@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.input != _STREAM:
         raise ConfigError("with --devices the devices have the model: give INPUT alone")
+    if options.wait:
+        raise ConfigError("--wait is for a device's home: with --devices there is none")
     if not 0.01 <= options.deadline <= 3600:
         raise ConfigError(f"--deadline {options.deadline:g}: give 0.01 to 3600 seconds")
     from fedge.serving.across import Devices

@@ -153,6 +153,8 @@ class Connection(asyncio.Protocol):
         said = coming.headers.get(b"content-length", b"0")
         if len(said) > 15 or int(said) > self._limits.body_bytes:
             self._refuse(self._too_large())
+        elif self._parser.should_upgrade() and (said != b"0" or b"transfer-encoding" in coming.headers):
+            self._refuse(RequestError(400, "a request with a body cannot ask for an upgrade: use HTTP/1.1"))
         if coming.headers.get(b"expect", b"").lower() == b"100-continue" and not (self._deaf or self._busy):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

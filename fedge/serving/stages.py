@@ -6,7 +6,6 @@ and gives back the scores that come from there. The whole model's hash goes alon
 never answer together.
 """
 
-import hashlib
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedge.edge.runtime import _open
-from fedge.errors import ConfigError, FedgeError, ReleaseError, SetupError
+from fedge.edge.places import contents
+from fedge.edge.runtime import open_session
+from fedge.errors import ConfigError, FedgeError, ReleaseError
 from fedge.preprocess import check_finite
-from fedge.release.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, Manifest, parse
+from fedge.release.manifest import Manifest
 from fedge.serving._onnx_cut import DTYPES, Port, parts
 from fedge.serving.about import PATH, About, parse_about
 from fedge.serving.model import Answered, face_of
@@ -122,7 +122,7 @@ class Stage:
         self._manifest, self._place, self._ahead = manifest, place, ahead
         self._part = cut[place.index - 1]
         self._inner = [port.name for port in self._part.outputs if port not in self._part.inputs]
-        self._session = _open(self._part.model)
+        self._session = open_session(self._part.model)
         self._asks = {port.name for port in self._session.get_inputs()}
         self._next_port = None if place.last else _tensor(cut[place.index].inputs)
         whole = face_of(manifest, name)
@@ -213,9 +213,7 @@ def open_stage(place: Path, which: Place, name: str | None, ahead: Ahead | None)
         ConfigError, ReleaseError: as for :class:`Stage`.
         SetupError: there is nothing to open, or it cannot be read.
     """
-    manifest, model = _content(place)
-    if hashlib.sha256(model).hexdigest() != manifest.model.sha256:
-        raise ReleaseError("the model is not the one that its manifest names: damaged, or of another release")
+    manifest, model = contents(place)
     return Stage(manifest, model, which, name, ahead)
 
 
@@ -238,27 +236,3 @@ def unpacked(x: NDArray[np.uint8], ports: Sequence[Port]) -> dict[str, NDArray[A
 def _tensor(ports: Sequence[Port]) -> Tensor:
     """How what crosses a cut is called in the protocol."""
     return Tensor("+".join(port.name for port in ports), "UINT8", (sum(port.bytes for port in ports),))
-
-
-def _content(place: Path) -> tuple[Manifest, bytes]:
-    if place.is_dir() and not (place / "manifest.json").exists():
-        from fedge.edge.disk import FolderDisk
-        from fedge.edge.home import Home
-
-        installed = Home(FolderDisk(place)).current()
-        if installed is None:
-            raise SetupError(f"{place}: holds no release yet, and is no folder of one")
-        return installed.manifest, installed.model
-    model = place / "model.onnx" if place.is_dir() else place
-    return parse(_read(model.with_name("manifest.json"), MAX_MANIFEST_BYTES)), _read(model, MAX_MODEL_BYTES)
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise SetupError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > limit:
-        raise ReleaseError(f"{path}: has more than {limit} bytes, the limit for such a file")
-    return content

@@ -9,7 +9,7 @@ nothing of this. Nothing here looks at a clock.
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -24,13 +24,14 @@ from fedge.simulation.cost import Work
 from fedge.simulation.profiles import DAY, Profile
 
 _GIVEN_UP = 60.0
-"""Seconds after which a client that dropped out is given up, where a round has no deadline."""
+"""Seconds that a client which left may take to come back, where there is no deadline; as on machines
+(``fedge/flower/grid_clients.py``)."""
 
 LONGEST_WAIT = 30 * DAY
 """If for so long nobody is there, nobody will be."""
 
-Flight = tuple[float, str, bytes]
-"""When an answer arrives, whose it is, and the answer."""
+Flight = tuple[float, str, bytes | FedgeError]
+"""When an answer arrives, whose it is, and the answer; or when it is known that there will be none."""
 
 
 @dataclass
@@ -97,9 +98,10 @@ class VirtualClients:
             "now": self.now,
             "spent": {c: asdict(s) for c, s in self.spent.items()},
             "busy": self._busy,
-            "late": [[when, client] for when, client, _ in self._late],
+            "late": [[w, c, str(a) if isinstance(a, FedgeError) else None] for w, c, a in self._late],
         }
-        return pack(meta, {str(i): np.frombuffer(a, np.uint8) for i, (_, _, a) in enumerate(self._late)})
+        answers = {str(i): a for i, (_, _, a) in enumerate(self._late) if isinstance(a, bytes)}
+        return pack(meta, {i: np.frombuffer(a, np.uint8) for i, a in answers.items()})
 
     def restore(self, content: bytes) -> None:
         """Go on from what ``to_bytes`` gave.
@@ -111,7 +113,10 @@ class VirtualClients:
         try:
             self.now, self._busy = float(meta["now"]), dict(meta["busy"])
             self.spent = {c: Spent(**s) for c, s in meta["spent"].items()}
-            self._late = [(w, c, arrays[str(i)].tobytes()) for i, (w, c) in enumerate(meta["late"])]
+            self._late = [
+                (w, c, arrays[str(i)].tobytes() if error is None else FedgeError(error))
+                for i, (w, c, error) in enumerate(meta["late"])
+            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PayloadError(f"the virtual clock was not kept whole: {error}") from None
 
@@ -120,32 +125,31 @@ class VirtualClients:
     ) -> Iterator[tuple[str, bytes | FedgeError]]:
         """See ``Clients``; ``deadline`` is in virtual seconds."""
         end = math.inf if deadline is None else self.now + deadline
-        flights: list[tuple[float, str, bytes | FedgeError]] = []
-        for client, answer in self.inner.ask(tasks):
-            flights.append(self._arrival(client, tasks[client], answer))
+        flights = [self._arrival(c, tasks[c], answer, end) for c, answer in self.inner.ask(tasks)]
         heapq.heapify(flights)
+        self._forget(tasks)
         good = 0
         while (found := self._next(flights, end, late=enough is not None)) is not None:
             client, answer = found
             good += isinstance(answer, bytes)
             yield client, answer
             if enough is not None and good >= enough:
-                self._keep(flights)
+                self._keep(flights, tasks)
                 return
         if flights:
             self.now = end
-            self._keep(flights)
+            self._keep(flights, tasks)
             for _, client, _ in sorted(flights, key=lambda f: (f[0], f[1])):
                 yield client, NotYetError(f"no answer within {deadline:g} s")
 
     def _next(
-        self, flights: list[tuple[float, str, bytes | FedgeError]], end: float, *, late: bool
+        self, flights: list[Flight], end: float, *, late: bool
     ) -> tuple[str, bytes | FedgeError] | None:
         """What comes next by ``end``; ``late``: answers to earlier tasks are waited for too."""
         first = flights[0][0] if flights else math.inf
         older = self._late[0][0] if self._late else math.inf
         if older <= min(first, end) and (late or flights):
-            found: tuple[float, str, bytes | FedgeError] = heapq.heappop(self._late)
+            found = heapq.heappop(self._late)
         elif flights and first <= end:
             found = heapq.heappop(flights)
         else:
@@ -153,17 +157,23 @@ class VirtualClients:
         self.now = max(self.now, found[0])
         return found[1:]
 
-    def _keep(self, flights: list[tuple[float, str, bytes | FedgeError]]) -> None:
-        """Answers that nobody waits for any more, and that may still count."""
-        if self.keeps_late:
-            for when, client, answer in flights:
-                if isinstance(answer, bytes):
-                    heapq.heappush(self._late, (when, client, answer))
+    def _keep(self, flights: Iterable[Flight], tasks: Mapping[str, bytes]) -> None:
+        """Answers that nobody waits for any more, and that may still count: those to rounds.
 
-    def _arrival(
-        self, client: str, frame: bytes, answer: bytes | FedgeError
-    ) -> tuple[float, str, bytes | FedgeError]:
-        """When this answer is there, whose it is, and the answer, or an error if the device dropped out."""
+        A client that has dropped out is kept too, so that the server learns of it and asks it again.
+        """
+        if self.keeps_late:
+            for flight in flights:
+                if isinstance(frames.decode_task(tasks[flight[1]]), Train):
+                    heapq.heappush(self._late, flight)
+
+    def _forget(self, tasks: Collection[str]) -> None:
+        """Answers to older tasks of clients that have a new one: they must not pass for answers to that."""
+        self._late = [flight for flight in self._late if flight[1] not in tasks]
+        heapq.heapify(self._late)
+
+    def _arrival(self, client: str, frame: bytes, answer: bytes | FedgeError, end: float) -> Flight:
+        """When this answer is there; or that the device dropped out, which is known by ``end``."""
         profile, spent = self.profiles[client], self.spent.setdefault(client, Spent())
         spent.tasks += 1
         asked = max(self.now, self._busy.get(client, 0.0))
@@ -173,7 +183,8 @@ class VirtualClients:
         self._spend(spent, profile, seconds, len(frame) + sent, done)
         self._busy[client] = arrival
         if self._drops(client, spent.tasks):
-            return asked + _GIVEN_UP, client, FedgeError("the client left and did not come back")
+            known = asked + _GIVEN_UP if end == math.inf else math.nextafter(end, math.inf)
+            return known, client, FedgeError("the client left and did not come back")
         return arrival, client, answer
 
     def _seconds(self, client: str, frame: bytes) -> float:

@@ -6,7 +6,8 @@ from typing import Any
 
 from fedge.federated.prepare import Prepared
 from fedge.federated.state import FederationState
-from fedge.simulation.world import Scorer, World
+from fedge.simulation.scoring import Scorer
+from fedge.simulation.world import World
 
 Record = dict[str, Any]
 

@@ -26,16 +26,19 @@ from fedge.release.repository import Repository
 from fedge.simulation.flower_internals import own_run
 from fedge.simulation.folder import JOURNAL
 from fedge.simulation.local import LocalGrid
+from fedge.simulation.scoring import Scorer
 from fedge.simulation.summary import Run, make_report, write_report
-from fedge.simulation.virtual import VirtualRun
+from fedge.simulation.tiers import keys, placed
+from fedge.simulation.torch_settings import repeatably
 from fedge.simulation.workers import Workers, some_workers
-from fedge.simulation.world import BEGINNING, CONFIG, FOREVER, Scorer, World, device_of, to_run_config
+from fedge.simulation.world import BEGINNING, CONFIG, FOREVER, World, device_of, to_run_config
 
 WITHOUT = "without-redistillation"
 _CONTROL_RUN = 1
 _STATES = "clients"
 
 
+@repeatably()
 def simulate(
     config: Config,
     world: World,
@@ -133,7 +136,6 @@ def live(
         journal, world.config, world.task, world.server_data(), classes, channels, observer
     )
     scorer = Scorer.of(world, prepared.plan)
-    enrolled = {c: world.key(c).public for c in world.roles.participants}
     repository = Repository(
         out / "releases", world.release_keys().online, clock=lambda: BEGINNING, days=FOREVER
     )
@@ -149,16 +151,15 @@ def live(
         task=world.task,
         prepared=prepared,
         clients=GridClients(grid),
-        enrolled=enrolled,
+        enrolled=keys(world),
         publisher=publisher,
         journal=journal,
         observer=observer,
         score=scorer,
     )
-    if (virtual := VirtualRun.of(world, prepared.plan.spec, federation.clients, journal)) is not None:
-        federation = virtual.drive(federation)
     observer.event("note", text=_initial_line(scorer, prepared))
-    state = run_rounds(federation)
+    with placed(federation, world, out) as whole:
+        state = run_rounds(whole)
     without = _without_redistillation(federation, world, out, crew)
     with observer.stage("report") as stage:
         run = Run(world, prepared, state, journal.rounds(), without, scorer, out, engine)
@@ -208,11 +209,11 @@ def _control(
     with (
         own_run(_CONTROL_RUN),
         Journal(folder / JOURNAL) as journal,
-        LocalGrid(crew or client_app, len(federation.enrolled), run_config, folder / _STATES) as grid,
+        LocalGrid(crew or client_app, len(world.roles.participants), run_config, folder / _STATES) as grid,
     ):
         clients = GridClients(grid)
         control = replace(
             federation, config=config, clients=clients, publisher=None, journal=journal, observer=silent
         )
-        virtual = VirtualRun.of(world, federation.prepared.plan.spec, clients, journal)
-        yield control if virtual is None else virtual.drive(control)
+        with placed(control, world, folder) as whole:
+            yield whole

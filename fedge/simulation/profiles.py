@@ -4,6 +4,7 @@ A fleet is a TOML file with one table for each kind of device. It says nothing a
 from a cost model (``cost.py``), so a run repeats bit for bit anywhere.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -118,7 +119,7 @@ def _parse(raw: Mapping[str, Any], where: str) -> tuple[Profile, ...]:
 
 def _profile(name: str, table: Any, where: str) -> Profile:
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{where}: expected a table of numbers, got {table!r}")
+        raise ConfigError(f"{where}: expected a table of numbers, got {table!r:.60}")
     names = [f.name for f in fields(Profile) if f.name != "name"]
     for key in table:
         if key not in names:
@@ -133,7 +134,7 @@ def _profile(name: str, table: Any, where: str) -> Profile:
 def _number(value: Any, key: str, where: str) -> float:
     low, high = _RANGES[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{where}: {key} must be a number within {low:g} .. {high:g}, not {value!r}")
+        raise ConfigError(f"{where}: {key} must be a number within {low:g} .. {high:g}, not {value!r:.60}")
     return float(value)
 
 
@@ -146,7 +147,7 @@ def _hours(raw: Any, where: str) -> tuple[tuple[float, float], ...]:
     spans = sorted(s for s in spans if s[0] < s[1])
     for (_, end), (start, _) in pairwise(spans):
         if start < end:
-            raise ConfigError(f"{where}: the hours {raw} overlap")
+            raise ConfigError(f"{where}: the hours {raw!r:.200} overlap")
     return tuple(spans)
 
 
@@ -155,15 +156,16 @@ def _span(text: Any, where: str) -> tuple[float, float]:
     try:
         start, end = (_seconds(part) for part in ends)
     except ValueError:
-        raise ConfigError(f"{where}: hours are a list such as ['22:00-06:00'], not {text!r}") from None
-    if start == end:
+        raise ConfigError(f"{where}: hours are a list such as ['22:00-06:00'], not {text!r:.60}") from None
+    if start == end or (start, end) == (DAY, 0.0):
         raise ConfigError(f"{where}: the hours {text!r} begin when they end")
     return start, end
 
 
 def _seconds(text: str) -> float:
-    hours, minutes = (int(part) for part in text.split(":"))
-    if not (0 <= hours <= 24 and 0 <= minutes < 60 and hours * 60 + minutes <= 1440):
+    found = re.fullmatch(r"\s*([0-9]{1,2}):([0-9]{2})\s*", text)
+    hours, minutes = map(int, found.groups()) if found else (25, 0)
+    if minutes > 59 or hours * 60 + minutes > 1440:
         raise ValueError(text)
     return hours * 3600.0 + minutes * 60.0
 

@@ -12,11 +12,12 @@ from fedge.report import summary_lines
 from fedge.simulation.engines import cores
 from fedge.simulation.folder import JOURNAL, check_fresh, fresh_folder, interrupted_folder
 from fedge.simulation.life import simulate
-from fedge.simulation.torch_settings import repeatable
+from fedge.simulation.torch_settings import repeatably
 from fedge.simulation.virtual import check_fleet
 from fedge.simulation.world import World, build_world
 
 
+@repeatably()
 def run(
     config: Config, wanted: Path | None, *, resume: bool, engine: str = "local", workers: int | None = None
 ) -> None:
@@ -33,7 +34,6 @@ def run(
         InputError: something that the user gave is wrong; nothing has been written then.
         KeyboardInterrupt: interrupted; its text says how to go on.
     """
-    repeatable()
     if not resume:
         check_fresh(wanted)
     world = build_world(config)

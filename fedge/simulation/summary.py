@@ -20,7 +20,9 @@ from fedge.simulation.summary_rows import (
     dataset,
     plain_fp32,
     release_row,
+    releases_of,
     round_rows,
+    tiers,
     traffic_of,
     virtual,
     without,
@@ -55,7 +57,7 @@ def make_report(run: Run) -> Record:
     held = world.held_out()
     given = {c: runtime.predict(w.x) for c, w in held.items()}
     by_int8 = run.scorer.summary(given)
-    releases = [r["release"] | {"round": r["round"]} for r in run.rounds if r["release"]]
+    releases = releases_of(run)
     traffic, rows = traffic_of(run), round_rows(run)
     return {
         "schema": 1,
@@ -110,6 +112,7 @@ def make_report(run: Run) -> Record:
         },
         "config": config.to_dict(),
         "dataset": dataset(world),
+        **tiers(run),
         **virtual(run),
     }
 

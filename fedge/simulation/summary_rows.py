@@ -3,17 +3,42 @@
 from collections.abc import Mapping
 
 from fedge.simulation.finished import Record, Run
-from fedge.simulation.world import World, mean
+from fedge.simulation.scoring import mean
+from fedge.simulation.world import World
 
 
 def traffic_of(run: Run) -> dict[str, tuple[int, int, int]]:
     """For each participant: bytes of the initial download, up, and down after it."""
     totals = {c: [0, 0, 0] for c in run.world.roles.participants}
-    for record in run.rounds:
+    for record in map(members_of, run.rounds):
         for key, slot in (("initial_down", 0), ("initial_up", 1), ("up", 1), ("down", 2)):
             for client, amount in record[key].items():
                 totals[client][slot] += amount
     return {c: (i, u, d) for c, (i, u, d) in totals.items()}
+
+
+def members_of(record: Record) -> Record:
+    """A round as its participants saw it, where edge servers stand between them and the server."""
+    below: Record = record.get("members", {})
+    return record | below
+
+
+def tiers(run: Run) -> Record:
+    """``tiers``: what went over the server's own links beside those of the clients; nothing without edges.
+
+    Bytes are sums over the whole run. Releases are not among them.
+    """
+    if not (edges := run.world.config.fleet.edges):
+        return {}
+    server, clients = (sum(map(_all_bytes, rs)) for rs in (run.rounds, map(members_of, run.rounds)))
+    whole = {
+        "edges": edges,
+        "clients_per_edge": len(run.world.roles.participants) / edges,
+        "server_bytes": server,
+        "clients_bytes": clients,
+        "ratio": clients / server if server else None,
+    }
+    return {"tiers": whole}
 
 
 def byte_means(traffic: Mapping[str, tuple[int, int, int]]) -> Record:
@@ -42,14 +67,15 @@ def plain_fp32(run: Run) -> Record:
     The weights go down to, and come up from, each participant of each round; nothing else is counted.
     """
     each_way = 4 * run.prepared.plan.spec.parameters()
-    visits = sum(r["participants"] for r in run.rounds) / len(run.world.roles.participants)
+    visits = sum(r["participants"] for r in map(members_of, run.rounds)) / len(run.world.roles.participants)
     return {"per_round_each_way": each_way, "total": 2 * each_way * visits}
 
 
 def round_rows(run: Run) -> list[Record]:
     """One row for each round; with a fleet also its virtual seconds, and joules (mean per participant)."""
     clients = len(run.world.roles.participants)
-    rows = [_round_row(r) | {"bytes_per_client": _all_bytes(r) / clients} for r in run.rounds]
+    seen = map(members_of, run.rounds)
+    rows = [_round_row(r) | {"bytes_per_client": _all_bytes(r) / clients} for r in seen]
     seconds, joules = 3600 * run.world.config.fleet.start_hour, 0.0
     for row, record in zip(rows, run.rounds, strict=True):
         if (now := record.get("virtual")) is not None:
@@ -143,6 +169,12 @@ def without(run: Run, after: Record) -> Record | None:
             for r in rounds
         ],
     }
+
+
+def releases_of(run: Run) -> list[Record]:
+    """Each release with its round; bytes and decisions are those of the participants."""
+    made = [r for r in run.rounds if r["release"]]
+    return [r["release"] | r.get("members", {}).get("passed_on", {}) | {"round": r["round"]} for r in made]
 
 
 def release_row(release: Record, run: Run) -> Record:

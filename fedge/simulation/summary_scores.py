@@ -14,13 +14,13 @@ from fedge.data.types import ClientData, Windows
 from fedge.edge.latency import median_us
 from fedge.edge.runtime import Runtime
 from fedge.federated.coding import Weights
-from fedge.federated.publish import NORMAL_SHARE
 from fedge.federated.teaching import ask, own
 from fedge.federated.training import answers
-from fedge.metrics import METRICS, f1_at, threshold
+from fedge.metrics import METRICS, NORMAL_SHARE, f1_at, threshold
 from fedge.models.student import scores as to_scores
 from fedge.simulation.finished import Record, Run
-from fedge.simulation.world import Scorer, World, mean
+from fedge.simulation.scoring import Scorer, mean
+from fedge.simulation.world import World
 from fedge.tasks import agreement
 
 Predict = Callable[[NDArray[Any]], NDArray[np.float32]]

@@ -22,7 +22,7 @@ from fedge.report.reach import same_score
 from fedge.simulation.folder import JOURNAL, check_fresh, fresh_folder
 from fedge.simulation.run import run
 from fedge.simulation.summary import write_json, write_whole
-from fedge.simulation.torch_settings import repeatable
+from fedge.simulation.torch_settings import repeatably
 from fedge.simulation.virtual import check_fleet
 from fedge.simulation.world import build_world
 
@@ -104,6 +104,7 @@ def _split(text: str) -> list[str]:
     return parts
 
 
+@repeatably()
 def run_sweep(points: Sequence[Point], wanted: Path | None, *, engine: str, workers: int | None) -> None:
     """Run every point that has no report yet, and write ``sweep.json`` and ``sweep.html`` after each.
 
@@ -118,7 +119,6 @@ def run_sweep(points: Sequence[Point], wanted: Path | None, *, engine: str, work
             something else.
         KeyboardInterrupt: interrupted; its text says how to go on.
     """
-    repeatable()
     going_on = wanted is not None and (wanted / SWEEP).is_file()
     if not going_on:
         check_fresh(wanted)

@@ -1,23 +1,19 @@
 """A run in virtual time: its fleet, what is checked before it, and what the journal keeps of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from fedge.config import Config
-from fedge.errors import ConfigError, PayloadError
+from fedge.errors import PayloadError
 from fedge.federated.federation import Clients, Federation
 from fedge.federated.journal import Journal
-from fedge.federated.strategy import needed
-from fedge.models.student import StudentSpec
+from fedge.federated.prepare import Prepared
 from fedge.seeding import derive
-from fedge.simulation.clock import VirtualClients
+from fedge.simulation.clock import Spent, VirtualClients
 from fedge.simulation.cost import Work
 from fedge.simulation.profiles import DAY, Profile, deal, load_fleet
+from fedge.simulation.reachable import check_reachable, welcome_bytes
 from fedge.simulation.world import World
-
-_FRAME = 200
-"""Bytes that a round takes at the very least, either way, for the check before the run."""
 
 
 def profiles_of(world: World) -> dict[str, Profile]:
@@ -43,7 +39,7 @@ def work_of(world: World, multiply_adds: int) -> dict[str, Work]:
 
 
 def check_fleet(world: World) -> None:
-    """What can be said before the student is there: its multiply-adds are left out.
+    """What can be said before the student is there: its multiply-adds and the first download are left out.
 
     Raises:
         ConfigError: as ``check_reachable``.
@@ -52,45 +48,51 @@ def check_fleet(world: World) -> None:
         check_reachable(world.config, profiles, work_of(world, 0))
 
 
-def check_reachable(config: Config, profiles: Mapping[str, Profile], work: Mapping[str, Work]) -> None:
-    """Refuse a fleet that can never give a round what it needs, with the numbers.
+class VirtualFleet(Clients, Protocol):
+    """``Clients`` in virtual time: ``VirtualClients``, or edge servers above such."""
 
-    Raises:
-        ConfigError: too few devices answer within the deadline, or are there at the same time.
-    """
-    least, deadline = max(1, needed(config, len(profiles))), config.rounds.deadline_seconds
-    if deadline:
-        fast = [c for c, p in profiles.items() if _shortest(p, work[c]) <= deadline]
-        if len(fast) < least:
-            quickest = min(_shortest(p, work[c]) for c, p in profiles.items())
-            raise ConfigError(
-                f"a round needs {least} update(s); {len(fast)} of {len(profiles)} devices can answer within "
-                f"rounds.deadline_seconds = {deadline:g}; the fastest takes {quickest:.3g} s"
-            )
-    edges = {start for p in profiles.values() for start, _ in p.hours}
-    most = max(sum(p.there(edge) for p in profiles.values()) for edge in edges)
-    if most < max(least, config.rounds.least):
-        raise ConfigError(
-            f"a round needs {max(least, config.rounds.least)} update(s), and never are more than {most} of "
-            f"{len(profiles)} devices there at the same time; see hours in {config.fleet.devices}"
-        )
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the midnight before the start."""
 
+    @property
+    def spent(self) -> Mapping[str, Spent]:
+        """By client."""
 
-def _shortest(profile: Profile, work: Work) -> float:
-    radio = 8 * _FRAME * (1 / profile.uplink + 1 / profile.downlink)
-    return 2 * profile.latency + radio + work.training_seconds() / profile.compute
+    def present(self) -> Collection[str]:
+        """Who can be asked now."""
+
+    def wait(self) -> None:
+        """Let time pass until somebody else is there."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+
+    def to_bytes(self) -> bytes:
+        """Everything that a run which goes on later needs to know."""
+
+    def restore(self, content: bytes) -> None:
+        """Go on from what ``to_bytes`` gave."""
 
 
 @dataclass(frozen=True)
 class VirtualRun:
     """A fleet in virtual time, and the journal that lets it go on after a kill."""
 
-    fleet: VirtualClients
+    fleet: VirtualFleet
     journal: Journal
 
     @staticmethod
-    def of(world: World, spec: StudentSpec, clients: Clients, journal: Journal) -> "VirtualRun | None":
+    def of(
+        world: World,
+        prepared: Prepared,
+        clients: Clients,
+        journal: Journal,
+        members: Collection[str] | None = None,
+    ) -> "VirtualRun | None":
         """The fleet as it was after the journal's last round; None for a run without virtual time.
+
+        ``members`` are the participants that are in it; all of them, unless given.
 
         Raises:
             ConfigError: the fleet can never do what the rounds need.
@@ -99,8 +101,10 @@ class VirtualRun:
         config = world.config
         if not (profiles := profiles_of(world)):
             return None
-        work = work_of(world, spec.multiply_adds())
-        check_reachable(config, profiles, work)
+        if members is not None:
+            profiles = {c: profiles[c] for c in members}
+        work = work_of(world, prepared.plan.spec.multiply_adds())
+        check_reachable(config, profiles, work, welcome_bytes(prepared))
         fleet = VirtualClients(
             clients,
             profiles,
@@ -109,6 +113,15 @@ class VirtualRun:
             keeps_late=config.rounds.late == "count",
             now=config.fleet.start_hour * DAY / 24,
         )
+        return VirtualRun.restored(fleet, journal)
+
+    @staticmethod
+    def restored(fleet: VirtualFleet, journal: Journal) -> "VirtualRun":
+        """The fleet as it was after the journal's last round.
+
+        Raises:
+            SetupError: the journal does not have the clock of that round.
+        """
         if done := len(journal.rounds()):
             saved = journal.stage(_name(done))
             if saved is None:

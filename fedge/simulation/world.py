@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Context
 
 from fedge import plugins
@@ -21,13 +20,12 @@ from fedge.data.types import ClientData, Dataset, Roles, Windows
 from fedge.errors import ConfigError, DataError
 from fedge.federated.client import Device, link_budget
 from fedge.federated.client_state import StateStore
-from fedge.federated.coding import Weights, build_codec
+from fedge.federated.coding import build_codec
 from fedge.federated.consider import Releases
 from fedge.federated.judges import held_back
-from fedge.federated.plan import Coding, Plan
+from fedge.federated.plan import Coding
 from fedge.federated.prepare import ServerData, check_window, turning_of
 from fedge.federated.pupil import distillation
-from fedge.federated.training import answers
 from fedge.flower.client_app import ContextStore
 from fedge.release.keys import Keys, OnlineKeys
 from fedge.release.offline import create
@@ -263,6 +261,10 @@ def _check(world: World) -> None:
         raise DataError("no client has a window left to train on after the split; record more per client")
     if world.config.data.later_share and not any(len(p.later) for p in world.parts.values()):
         raise DataError("no client has a later window left to be scored on; record more per client")
+    if (edges := world.config.fleet.edges) > len(world.roles.participants):
+        raise ConfigError(
+            f"fleet.edges = {edges}, but there are {len(world.roles.participants)} participants to share out"
+        )
     if min(world.dataset.window[:-1]) < 4:
         raise ConfigError(f"windows of {world.dataset.window[0]} samples are too short; give 4 or more")
 
@@ -276,49 +278,6 @@ def _check_split(world: World) -> None:
         raise ConfigError(
             f"data.split = 'missing' takes {_MISSING} of {classes} classes from the server: too few left"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """Scores global weights on everyone's held-out windows, in float, as the clients hold them."""
-
-    world: World
-    plan: Plan
-    inputs: Mapping[str, torch.Tensor]
-
-    @staticmethod
-    def of(world: World, plan: Plan) -> "Scorer":
-        """Preprocess everything once."""
-        held = world.held_out()
-        return Scorer(world, plan, {c: torch.from_numpy(plan.preprocess.apply(w.x)) for c, w in held.items()})
-
-    def __call__(self, weights: Weights, *, quantized: bool = False) -> dict[str, Any]:
-        """Means over participants and over unseen clients, and each client's score."""
-        return self.summary(
-            {c: answers(self.plan, weights, x, quantized=quantized) for c, x in self.inputs.items()}
-        )
-
-    def summary(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The same from anyone's answers ``[n, scores]`` by client; undefined scores are left out."""
-        held = self.world.held_out()
-        each = {c: self.world.task.score(scores, held[c].y) for c, scores in given.items()}
-        each = {c: score for c, score in each.items() if score == score}
-        return {
-            "clients": known_mean([each[c] for c in self.world.roles.participants if c in each]),
-            "unseen": known_mean([each[c] for c in self.world.roles.unseen if c in each]),
-            "each": each,
-        }
-
-
-def known_mean(values: list[float]) -> float | None:
-    """The mean of scores; ``None`` where not a single one is defined."""
-    return mean(values) if values else None
-
-
-def mean(values: list[float]) -> float:
-    """The mean of those that are defined; of nothing, 0."""
-    known = [v for v in values if v == v]
-    return sum(known) / len(known) if known else 0.0
 
 
 def config_of(run_config: Mapping[str, Any]) -> Config:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedge.bench import _edge_devices as devices
 from fedge.bench import _edge_launch as launch
 from fedge.bench import _edge_load as load
 from fedge.bench import _edge_serve as serving
@@ -27,7 +28,7 @@ from fedge.release.manifest import parse
 KEYS = {"overhead_us", "p50_us", "size_ratio", "batch256_speedup"}
 SMALL = bench.Sizes(
     repeats=3, calls=10, batch_calls=1, students=(("plain", "tiny"), ("separable", "tiny")), starts=1,
-    connections=4, seconds=0.3, load_repeats=1,
+    connections=4, seconds=0.3, load_repeats=1, shared=128, device_repeats=1,
 )  # fmt: skip
 
 
@@ -202,3 +203,16 @@ def test_json_is_one_object_on_the_last_line(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["overhead_us"] == 1.0
     assert main(["bench", "edge", "--repeats", "0"]) == 2
     assert "--repeats" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two devices need a core each")
+def test_two_devices_are_measured_beside_each_of_them_alone(tmp_path: Path) -> None:
+    place = release(tmp_path / "release", student("plain", "tiny").int8)
+    found = devices.across(place, tmp_path, 128, 1)
+    assert found["ratio"] == pytest.approx(found["two_per_s"] / found["one_per_s"], rel=0.01, abs=0.01)
+    assert found["cores"] == 2
+
+
+def test_a_single_core_is_nothing_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert devices.across(tmp_path, tmp_path, 128, 1) == {"ratio": None, "cores": 1}

@@ -91,11 +91,11 @@ def _traced_peak(clients: int) -> int:
         tracemalloc.stop()
 
 
-def test_a_client_costs_the_server_less_than_800_bytes() -> None:
+def test_a_client_costs_the_server_less_than_700_bytes() -> None:
     """10,000 clients then cost less than two models of a million parameters; names and keys count."""
     _traced_peak(10)  # imports
     few, many = 100, 1500
-    assert _traced_peak(many) - _traced_peak(few) < 800 * (many - few)
+    assert _traced_peak(many) - _traced_peak(few) < 700 * (many - few)
 
 
 def test_a_synthetic_client_says_who_it_is_and_takes_no_release() -> None:

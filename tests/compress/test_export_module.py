@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -30,5 +35,20 @@ class _Unwritable(torch.nn.Module):
         return torch.special.bessel_j0(x).mean(dim=(1, 2))[:, None]
 
 
-def test_a_module_that_cannot_be_written_is_none_and_says_nothing() -> None:
-    assert export_module(_Unwritable(), (40, 3), HOW) is None
+def test_a_module_that_cannot_be_written_is_none_and_says_nothing(tmp_path: Path) -> None:
+    """In a process of its own: what C++ prints comes when it ends."""
+    script = (
+        "import torch; from compress.test_export_module import HOW, _Unwritable, export_module\n"
+        "assert export_module(_Unwritable(), (40, 3), HOW) is None"
+    )
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")

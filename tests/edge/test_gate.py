@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from fedge.data.types import Windows
-from fedge.edge.gate import DEFAULT_MARGIN, Decision, check_not_worse, run_gate
+from fedge.edge.gate import (
+    DEFAULT_MARGIN,
+    Decision,
+    GateInputs,
+    OpenRelease,
+    check_not_worse,
+    judge,
+)
 from fedge.edge.runtime import Runtime
 from fedge.errors import DataError, ReleaseError
 from fedge.metrics import METRICS, TARGETS
-from fedge.release.manifest import Input, ModelFile, SelfTest
+from fedge.release.manifest import Input, Manifest, ModelFile, SelfTest
 
 from .build import (
     CHANNELS,
@@ -35,6 +42,14 @@ from .build import (
 
 GOOD = model().SerializeToString()
 CURRENT = Runtime(GOOD)
+
+
+def run_gate(
+    release: Manifest, content: bytes, current: Runtime | None, later: Windows, margin: float = DEFAULT_MARGIN
+) -> Decision:
+    """The gate with labelled windows alone; no time is measured."""
+    before = None if current is None else OpenRelease(release, current)
+    return judge(release, content, before, GateInputs(later, margin=margin, latency_factor=None))
 
 
 def labelled(n: int = 60, right: int | None = None) -> Windows:
@@ -386,3 +401,29 @@ def test_same_input_same_decision() -> None:
         return run_gate(manifest(GOOD), GOOD, CURRENT, labelled(right=30))
 
     assert decide() == decide()
+
+
+def toilsome(start: str) -> bytes:
+    """A model of hours: a long chain of products of large matrices, made of ``start``."""
+    size = numpy_helper.from_array(np.array([1024, 1024]), "size")
+    zero = numpy_helper.from_array(np.zeros((1, 1), np.float32), "zero")
+    chain = [helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(20_000)]
+    nodes = [
+        *mean_times_weights("first"),
+        helper.make_node("ReduceSum", ["first"], ["of_window"], keepdims=0),
+        helper.make_node("Expand", [start, "size"], ["m0"]),
+        *chain,
+        helper.make_node("ReduceSum", ["m20000"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["first", "sum"], ["scores"]),
+    ]
+    return bytes(model(nodes, more=(size, zero)).SerializeToString())
+
+
+@pytest.mark.parametrize("start", ["of_window", "zero"])
+def test_model_that_takes_hours_for_a_window_or_to_open_is_stopped(start: str) -> None:
+    """Made of a constant, ONNX Runtime would compute the chain while it opens the model."""
+    content = toilsome(start)
+    inputs = GateInputs(labelled(), patience_s=0.5)
+    decision = judge(with_self_test(content, naive(windows(3, seed=9))), content, None, inputs)
+    assert (decision.taken, decision.code) == (False, "slow")
+    assert "0.5 s" in decision.reason

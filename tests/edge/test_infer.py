@@ -350,6 +350,40 @@ def test_missing_model_or_input_is_one_line(
     assert (code, said.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("what", ["model cut", "manifest cut", "model is a pipe", "manifest without an end"])
+def test_damaged_release_is_one_line_with_its_place_and_exit_code_2(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran], what: str
+) -> None:
+    path = release / ("model.onnx" if what.startswith("model") else "manifest.json")
+    content = path.read_bytes()
+    path.unlink()
+    if "cut" in what:
+        path.write_bytes(content[: len(content) // 2])
+    elif "pipe" in what:
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    code, answers, said = infer(release, file_of(tmp_path / "a.csv", csv_lines(samples(30))))
+    assert (code, answers, said.count("\n")) == (2, [], 1)
+    assert str(release) in said
+    assert main(["serve", str(release), "--port", "0"]) == 2
+    assert main(["serve", str(release), "--port", "0", "--stage", "1/1"]) == 2
+
+
+def test_home_whose_slots_are_damaged_is_not_called_empty(tmp_path: Path, infer: Callable[..., Ran]) -> None:
+    install(FolderDisk(tmp_path / "home"), 7)
+    (tmp_path / "home" / "a.onnx").write_bytes(b"cut")
+    code, _, said = infer(tmp_path / "home", "-")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "damaged (release 7)" in said
+
+
+def test_home_is_found_in_the_state_folder_of_a_client(tmp_path: Path, infer: Callable[..., Ran]) -> None:
+    install(FolderDisk(tmp_path / "state" / "model"), 7)
+    code, answers, _ = infer(tmp_path / "state", file_of(tmp_path / "a.csv", csv_lines(samples(TIME))))
+    assert (code, [a["release"] for a in answers]) == (0, [7])
+
+
 def test_what_was_seen_is_kept_and_learned_from(
     tmp_path: Path, release: Path, infer: Callable[..., Ran]
 ) -> None:
@@ -495,6 +529,42 @@ def test_device_changes_over_to_a_new_release_while_answers_go_on(tmp_path: Path
     assert numbers == list(range(len(numbers)))
     assert "release 2 answers from now on" in said
     assert Home(disk).slots().watch.total > 0  # the home was told
+
+
+def test_device_that_is_to_wait_answers_once_there_is_a_release(tmp_path: Path) -> None:
+    with running(tmp_path / "home", "-", "--wait") as process:
+        stdin, stdout = piped(process)
+        assert process.stderr is not None
+        assert b"waiting for the first release" in process.stderr.readline()
+        stdin.write("\n".join(csv_lines(samples(TIME))).encode() + b"\n")
+        install(FolderDisk(tmp_path / "home"), 5)
+        assert json.loads(stdout.readline())["release"] == 5
+        assert ends(process)[0] == 0
+
+
+def test_signal_ends_the_wait_for_a_release(tmp_path: Path) -> None:
+    with running(tmp_path / "home", "-", "--wait") as process:
+        assert process.stderr is not None
+        assert b"waiting" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert ends(process, close=False) == (0, "")
+
+
+def test_second_signal_ends_it_also_while_the_model_hangs() -> None:
+    """One long call into compiled code stands for a model; Python's own handlers wait for its end."""
+    script = (
+        "import ctypes, sys; from fedge.edge.inputs import stop_signals\n"
+        "with stop_signals():\n"
+        "    print('in', flush=True); ctypes.CDLL(None).pause(); ctypes.CDLL(None).pause()\n"
+        "    [ctypes.CDLL(None).pause() for _ in range(9)]"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:  # two signals that come at once are one
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_reader_that_goes_away_is_no_complaint(tmp_path: Path, release: Path) -> None:

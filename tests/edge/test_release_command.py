@@ -176,7 +176,7 @@ def test_renew_lets_devices_follow_to_new_keys(place: Place, capsys: Said) -> No
 
 def test_fetch_takes_the_newest_and_says_when_there_is_nothing_newer(place: Place, capsys: Said) -> None:
     assert place.fetch() == 0
-    assert "nothing not taken (nothing)" in capsys.readouterr().out
+    assert "nothing taken (nothing)" in capsys.readouterr().out
     place.federation.good(1)
     assert place.fetch() == 0
     assert "release 1 runs here now" in capsys.readouterr().out
@@ -269,9 +269,55 @@ def test_rollback_and_pin(place: Place, capsys: Said) -> None:
     assert release("pin", place.home, "--unpin") == 0
     assert place.fetch() == 0
     assert Device(place.federation, place.home).version == 3
-    assert release("pin", place.home, 9) == 1
+    assert release("pin", place.home, 9) == 2
     assert release("pin", place.home) == 2
     assert release("pin", place.home, 3, "--unpin") == 2
+
+
+def test_version_that_is_not_here_is_the_users_error_in_one_line(place: Place, capsys: Said) -> None:
+    place.federation.good(1)
+    assert place.fetch() == 0
+    capsys.readouterr()
+    for arguments in (("rollback", place.home), ("rollback", place.home, "--to", 9), ("pin", place.home, 9)):
+        assert release(*arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--federation", "zz"),
+        ("--federation", "79B312B4C47DC8AF"),
+        ("--budget-us", "nan"),
+        ("--budget-us", "0"),
+        ("--margin", "nan"),
+    ],
+)
+def test_fetch_with_an_option_that_makes_no_sense_tries_nothing(
+    place: Place, capsys: Said, options: tuple[str, str]
+) -> None:
+    place.federation.good(1)
+    assert place.fetch(*options) == 2
+    assert f"fedge: error: {options[0]}" in capsys.readouterr().err
+    assert not (place.home / "state.json").exists()
+
+
+@pytest.mark.parametrize("action", ["fetch", "verify"])
+@pytest.mark.parametrize("content", [b"<html>", b"{}", b"targets"])
+def test_root_that_is_something_else_is_the_users_error(
+    place: Place, capsys: Said, action: str, content: bytes
+) -> None:
+    place.federation.good(1)
+    targets = (place.repository / "metadata" / "1.targets.json").read_bytes()
+    place.root.write_bytes(targets if content == b"targets" else content)
+    code = place.fetch() if action == "fetch" else release(action, place.repository, "--root", place.root)
+    assert code == 2
+    assert "root.json" in capsys.readouterr().err
+
+
+def test_list_of_a_web_server_says_what_reads_from_one(capsys: Said) -> None:
+    assert release("list", "http://127.0.0.1:1/releases") == 2
+    assert "fedge release verify" in capsys.readouterr().err
 
 
 def test_home_is_found_in_the_state_folder_of_a_client(place: Place) -> None:

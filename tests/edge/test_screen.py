@@ -255,3 +255,37 @@ def test_a_dimension_that_is_no_text_is_refused() -> None:
     assert damaged != GOOD
     with pytest.raises(ReleaseError, match="cannot be read"):
         Runtime(damaged)
+
+
+def looping(kind: str) -> onnx.ModelProto:
+    """A model that adds its answer to itself 2^62 times."""
+    out = helper.make_tensor_value_info("doubled", TensorProto.FLOAT, None)
+    known = [
+        helper.make_tensor_value_info(name, kind_, [])
+        for name, kind_ in (("turn", TensorProto.INT64), ("on", TensorProto.BOOL))
+    ]
+    again = helper.make_tensor_value_info("again", TensorProto.BOOL, [])
+    nodes = [
+        helper.make_node("Identity", ["on"], ["again"]),
+        helper.make_node("Add", ["v", "v"], ["doubled"]),
+    ]
+    body = helper.make_graph(
+        nodes, "body", [*known, helper.make_tensor_value_info("v", TensorProto.FLOAT, None)], [again, out]
+    )
+    more = tuple(
+        numpy_helper.from_array(np.array(value), name) for name, value in (("turns", 2**62), ("go", True))
+    )
+    loop = helper.make_node(kind, ["turns", "go", "first"], ["scores"], body=body)
+    return model([*mean_times_weights("first"), loop], more=more)
+
+
+@pytest.mark.parametrize("kind", ["Loop", "Scan", "SequenceMap"])
+def test_loops_are_refused_for_they_may_never_end(kind: str) -> None:
+    with pytest.raises(ReleaseError, match=f"loop \\({kind}\\)"):
+        screen(looping(kind).SerializeToString())
+
+
+def test_loop_in_a_branch_is_refused() -> None:
+    inner = next(node for node in looping("Loop").graph.node if node.op_type == "Loop")
+    with pytest.raises(ReleaseError, match="loop"):
+        screen(in_branch(inner).SerializeToString())

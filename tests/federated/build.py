@@ -19,7 +19,8 @@ from fedge.federated.server import Federation
 from fedge.federated.state import FederationState
 from fedge.observe import Stage, Tee
 from fedge.release.repository import Repository
-from fedge.simulation.world import BEGINNING, FOREVER, Scorer, World
+from fedge.simulation.scoring import Scorer
+from fedge.simulation.world import BEGINNING, FOREVER, World
 
 CLIENTS, WINDOWS, TIME, CHANNELS, CLASSES = 8, 40, 32, 3, 3
 

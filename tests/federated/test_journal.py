@@ -39,6 +39,21 @@ def test_what_was_written_is_there_when_the_file_is_opened_again(tmp_path: Path)
         assert journal.state() == content_of(3)
 
 
+def test_a_long_state_and_a_long_record_come_back_as_they_were(tmp_path: Path) -> None:
+    """Both are written in pieces; the sizes are on both sides of where a piece ends."""
+    path = tmp_path / "j"
+    sizes = (0, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 << 19, 7)
+    for number, size in enumerate(sizes, 1):
+        state = random.Random(number).randbytes(size)
+        table = {f"c{i}": i for i in range(254 + number)}
+        record = {"round": number, "up": table, "none": {}, "nested": {"a": {"b": [1]}}, "list": ["x"]}
+        with Journal(path) as journal:
+            journal.commit_round(number, record, state)
+        with Journal(path) as journal:
+            assert journal.state() == state
+            assert journal.rounds()[-1] == record
+
+
 def test_a_round_is_committed_once(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         journal.commit_round(1, {"round": 1}, b"first")

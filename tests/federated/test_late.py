@@ -111,3 +111,38 @@ def test_a_late_answer_that_was_tampered_with_does_not_count(dawdle, monkeypatch
 @pytest.mark.parametrize(("weight", "staleness", "expected"), [(100, 0, 100), (100, 3, 50), (1, 99, 1)])
 def test_the_discount_is_the_root_of_the_staleness(weight: int, staleness: int, expected: int) -> None:
     assert discounted(weight, staleness) == expected
+
+
+def test_a_round_that_late_updates_alone_fill_is_not_given_up(
+    small_world: World, small_prepared: Prepared, tmp_path: Path
+) -> None:
+    """A deployment wants one update a round; in an asynchronous one it may be one of an earlier task."""
+
+    class OnlyLate(Dawdling):
+        def ask(
+            self, tasks: Mapping[str, bytes], deadline: float | None = None, enough: int | None = None
+        ) -> Iterator[tuple[str, bytes | FedgeError]]:
+            for client, answer in super().ask(tasks, deadline, enough):
+                failed = len(self.asked) == 2 and all(is_training(task) for task in tasks.values())
+                yield client, FedgeError("gone") if failed else answer
+            if len(self.asked) == 2:
+                yield SLOW, self.held
+
+    clients = OnlyLate(fleet_of(small_world))
+    rounds = replace(
+        small_world.config.rounds, rounds=2, late="count", deadline_seconds=1.0, least=1, attempts=2
+    )
+    with Journal(tmp_path / "journal") as journal:
+        federation, watcher = federation_of(
+            small_world,
+            small_prepared,
+            clients.fleet,
+            journal,
+            rounds=rounds,
+            redistill=replace(small_world.config.redistill, mode="none"),
+        )
+        run_rounds(replace(federation, clients=clients))
+        second = journal.rounds()[1]
+    assert not second["counted"]
+    assert list(second["late"]) == [SLOW]
+    assert not watcher.of("given_up")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from federated.build import federation_of, fleet_of
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedge.errors import FedgeError, PayloadError, UpdateError
+from fedge.federated.federation import NotYetError
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
 from fedge.federated.server import run_rounds
@@ -146,3 +147,67 @@ def test_the_bytes_in_the_records_are_those_of_the_frames_that_flower_carries(
     assert (down, up) == (grid.down, grid.up)
     assert state.to_bytes() == expected.to_bytes()
     assert [r["down"] for r in records] == [r["down"] for r in without]
+
+
+class Holding(LocalGrid):
+    """Keeps the answers of some nodes back; of those in ``gone`` it says that they are not there any more."""
+
+    def __init__(self, app: ClientApp, nodes: int, path: Path) -> None:
+        super().__init__(app, nodes, {}, path)
+        self.held, self.gone = set[int](), set[int]()
+        self._kept: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        kept = list(messages)
+        ids = list(super().push_messages(kept))
+        self._kept |= dict(zip(ids, kept, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        node = {i: self._kept[i].metadata.dst_node_id for i in message_ids}
+        gone = [Message(Error(5), reply_to=self._kept[i]) for i, n in node.items() if n in self.gone]
+        ready = [i for i, n in node.items() if n not in self.held | self.gone]
+        return [*gone, *super().pull_messages(ready)]
+
+
+@pytest.fixture
+def holding(tmp_path: Path) -> Iterable[tuple[Holding, GridClients, dict[str, int]]]:
+    with Holding(_app(), 3, tmp_path / "states") as grid:
+        clients = GridClients(grid, sleep=lambda _s: None, late_seconds=100.0)
+        yield grid, clients, dict(clients._fleet.nodes())
+
+
+def test_the_server_learns_that_a_late_client_will_not_answer(
+    holding: tuple[Holding, GridClients, dict[str, int]],
+) -> None:
+    """Else it would expect the answer for ``late_rounds`` rounds, and not ask that client."""
+    grid, clients, nodes = holding
+    grid.held = {nodes["c0"]}
+    assert [c for c, _ in clients.ask({"c0": b"1", "c1": b"1"}, enough=1)] == ["c1"]
+    grid.gone = {nodes["c0"]}
+    (first, *_) = clients.ask({"c1": b"2"}, enough=1)
+    assert first[0] == "c0"
+    assert isinstance(first[1], FedgeError)
+    assert [c for c, _ in clients.ask({"c1": b"3"}, enough=1)] == ["c1"]
+
+
+def test_a_client_that_had_left_when_the_round_ended_is_told_of_in_the_next(
+    holding: tuple[Holding, GridClients, dict[str, int]],
+) -> None:
+    grid, clients, nodes = holding
+    grid.gone, grid.held = {nodes["c0"]}, {nodes["c1"], nodes["c2"]}
+    asked = clients.ask({"c0": b"1", "c1": b"1"}, deadline=0.05, enough=1)
+    assert [(c, type(a)) for c, a in asked] == [("c1", NotYetError), ("c0", NotYetError)]
+    grid.held = {nodes["c1"]}
+    answers = [(c, type(a)) for c, a in clients.ask({"c2": b"2"}, enough=1)]
+    assert answers == [("c0", FedgeError), ("c2", bytes)]
+
+
+def test_a_late_answer_never_passes_for_the_answer_to_a_newer_task(
+    holding: tuple[Holding, GridClients, dict[str, int]],
+) -> None:
+    grid, clients, nodes = holding
+    grid.held = {nodes["c0"]}
+    list(clients.ask({"c0": b"old", "c1": b"1"}, enough=1))
+    grid.held = set()
+    assert dict(clients.ask({"c0": b"new"})) == {"c0": b"echo new"}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fedge.report import load_report, summary_lines, sweep_lines, write_sweep_html
-from fedge.report.cost import COSTS
+from fedge.report.charts import Across, Series
+from fedge.report.cost import COSTS, log_start
 from fedge.report.page import page
 from fedge.report.reach import time_to_accuracy
 from fedge.report.sweep import MOST_LINES, point_name, sweep_page
@@ -65,6 +66,17 @@ def test_without_a_fleet_there_is_the_score_against_bytes_alone(virtual: dict[st
     ids = Parsed(page(virtual)).all("id")
     assert "score-bytes-chart" in ids
     assert not {"score-seconds-chart", "score-joules-chart"} & set(ids)
+
+
+def test_without_a_fleet_no_column_of_time_or_energy_stands_empty(virtual: dict[str, Any]) -> None:
+    for one in virtual["time_to_accuracy"]:
+        one |= {"seconds": None, "joules": None}
+    source = page(virtual)
+    head = source[source.index("to reach") :]
+    head = head[: head.index("</tr>")]
+    assert "bytes per client" in head
+    assert "virtual time" not in head
+    assert "energy" not in head
 
 
 def test_costs_in_the_table_are_the_running_sums(virtual: dict[str, Any]) -> None:
@@ -140,6 +152,38 @@ def test_the_table_of_a_sweep_says_what_the_same_score_took() -> None:
     assert "5 min 00 s" in lines[1]
     assert "10 min 00 s" in lines[2]
     assert lines[3].startswith("0.800 is a score of the clients that every run reaches")
+
+
+def _line(*points: tuple[float, float]) -> Series:
+    return Series("a", "one", points, "")
+
+
+def test_a_run_that_ends_far_before_the_others_is_not_lost_in_the_corner() -> None:
+    """Then the axis is logarithmic, from the first cost of all: equal ratios are equally long."""
+    quick, slow = _line((0.0, 0.1), (3.0, 0.5), (80.0, 0.9)), _line((0.0, 0.1), (23.0, 0.5), (2000.0, 0.9))
+    assert log_start([quick, slow]) == 3.0
+    across = Across("s", 1e-6, 3.0)
+    assert across.at(3.0, 3000.0) == 0.0
+    assert across.at(3000.0, 3000.0) == pytest.approx(1.0)
+    assert across.at(300.0, 3000.0) - across.at(30.0, 3000.0) == pytest.approx(across.at(30.0, 3000.0))
+    assert across.ticks(2000.0) == [10.0, 100.0, 1000.0]
+    assert across.ticks(40.0) == [3.0, 10.0, 30.0]
+
+
+def test_runs_that_end_near_each_other_have_a_linear_axis() -> None:
+    assert not log_start([_line((0.0, 0.1), (30.0, 0.5)), _line((0.0, 0.1), (100.0, 0.5))])
+    assert not log_start([])
+    assert Across("s", 1e-6).at(25.0, 100.0) == 0.25
+
+
+def test_the_page_of_a_sweep_says_that_an_axis_is_logarithmic() -> None:
+    sweep = _sweep(2)
+    assert "logarithmic" not in sweep_page(sweep)
+    for row in sweep["points"][0]["rounds_log"]:
+        row["virtual_seconds"] /= 100.0
+    source = sweep_page(sweep)
+    assert source.count("on a logarithmic scale") == 1
+    Parsed(source)
 
 
 def test_settings_whose_keys_end_alike_are_told_apart() -> None:

@@ -238,6 +238,15 @@ def test_an_upgrade_is_not_taken(port: int) -> None:
         assert raw.ask(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + offer).status == 200
 
 
+def test_an_upgrade_with_a_body_is_refused_and_not_read_without_it(port: int) -> None:
+    """As clients that would rather speak HTTP/2 send it; the parser leaves out what follows such headers."""
+    head = b"POST /v2/models/activity/infer HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    for more in (b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"):
+        with Raw(port) as raw:
+            said = raw.ask(head + more)
+            assert (said.status, "upgrade" in said.json["error"]) == (400, True)
+
+
 def test_head_has_no_body(port: int) -> None:
     with Raw(port) as raw:
         raw.send(b"HEAD /v2 HTTP/1.1\r\nHost: x\r\n\r\n" + get("/v2"))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedge.edge.runtime import Runtime, _open
+from fedge.edge.runtime import Runtime, open_session
 from fedge.errors import ReleaseError
 from fedge.serving import _onnx_cut as cut
 from fedge.serving import _protobuf as protobuf
@@ -33,7 +33,7 @@ def chained(parts: list[cut.Part], x: NDArray[np.float32]) -> NDArray[np.float32
     """The parts one after the other, with what crosses each cut as the bytes that travel."""
     given = {parts[0].inputs[0].name: x}
     for part in parts:
-        session = _open(part.model)
+        session = open_session(part.model)
         inner = [port.name for port in part.outputs if port not in part.inputs]
         made = session.run(inner, {port.name: given[port.name] for port in session.get_inputs()})
         found = given | dict(zip(inner, made, strict=True))

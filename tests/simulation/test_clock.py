@@ -9,7 +9,7 @@ import pytest
 from fedge.errors import ConfigError, FedgeError, PayloadError
 from fedge.federated import frames
 from fedge.federated.federation import NotYetError
-from fedge.federated.frames import Train
+from fedge.federated.frames import Train, Welcome
 from fedge.simulation.clock import VirtualClients
 from fedge.simulation.cost import SECONDS_PER_ROUND, SECONDS_PER_STEP, Work
 from fedge.simulation.profiles import DAY, Profile
@@ -192,3 +192,70 @@ def test_rounds_that_are_not_asynchronous_do_not_wait_for_earlier_answers() -> N
     list(fleet.ask(dict.fromkeys("ab", TASK), deadline=5.0))
     assert [c for c, _ in fleet.ask({"a": TASK})] == ["a"]
     assert fleet.now < 15
+
+
+def _always_drops(**values: object) -> Profile:
+    return _profile(drop=1.0, **values)
+
+
+def test_a_drop_out_is_waited_for_until_the_deadline_as_on_machines_however_long_it_is() -> None:
+    for deadline in (7.0, 500.0):
+        fleet = _fleet({"a": _always_drops(), "b": _profile()})
+        answers = dict(fleet.ask(dict.fromkeys("ab", TASK), deadline=deadline))
+        assert isinstance(answers["a"], NotYetError)
+        assert answers["b"] == b"b"
+        assert fleet.now == deadline
+
+
+def test_without_a_deadline_a_drop_out_is_given_up_after_a_minute() -> None:
+    """``GridClients`` waits so long for a client that has left."""
+    for task in (TASK, SCORE):
+        fleet = _fleet({"a": _always_drops(), "b": _profile()})
+        assert [c for c, _ in fleet.ask(dict.fromkeys("ab", task))] == ["b", "a"]
+        assert fleet.now == 60.0
+
+
+def test_a_drop_out_does_not_hold_up_a_round_that_has_enough() -> None:
+    for deadline in (None, 500.0):
+        fleet = _fleet({"a": _always_drops(), "b": _profile(), "c": _profile()})
+        assert [c for c, _ in fleet.ask(dict.fromkeys("abc", TASK), deadline, enough=2)] == ["b", "c"]
+        assert fleet.now < 10
+
+
+def test_the_server_learns_of_a_drop_out_that_it_did_not_wait_for() -> None:
+    """Or an asynchronous round would expect its answer for ``late_rounds`` rounds, and not ask it."""
+    fleet = _fleet({"a": _always_drops(), "b": _profile()}, keeps_late=True)
+    list(fleet.ask(dict.fromkeys("ab", TASK), enough=1))
+    came = [(c, a) for _ in range(100) for c, a in fleet.ask({"b": TASK}, enough=1) if c == "a"]
+    ((_, error),) = came
+    assert isinstance(error, FedgeError)
+    assert fleet.now > 60
+
+
+def test_a_late_hello_never_passes_for_the_answer_to_a_later_task() -> None:
+    welcome = frames.encode_task(Welcome(bytes(16), {}, b""))
+    fleet = _fleet({"a": _profile(latency=15), "b": _profile()}, keeps_late=True)
+    list(fleet.ask(dict.fromkeys("ab", welcome), deadline=20.0))
+    assert not [c for _ in range(20) for c, _ in fleet.ask({"b": TASK}, deadline=20.0) if c == "a"]
+
+
+def test_an_answer_that_nobody_took_is_forgotten_with_the_next_task() -> None:
+    fleet = _fleet({"a": _profile(latency=15)}, keeps_late=True)
+    list(fleet.ask({"a": TASK}, deadline=20.0))
+    fleet.sleep(100.0)
+    started = fleet.now
+    assert [c for c, _ in fleet.ask({"a": TASK}, deadline=60.0)] == ["a"]
+    assert fleet.now > started + 30
+
+
+def test_a_clock_keeps_who_is_known_to_have_dropped_out() -> None:
+    whole, first, second = (_fleet({"a": _always_drops(), "b": _profile()}, keeps_late=True) for _ in "123")
+    for fleet in (whole, first):
+        list(fleet.ask(dict.fromkeys("ab", TASK), enough=1))
+    second.restore(first.to_bytes())
+    assert second.to_bytes() == first.to_bytes()
+    for _ in range(12):
+        assert [(c, str(a)) for c, a in whole.ask({"b": TASK}, enough=1)] == [
+            (c, str(a)) for c, a in second.ask({"b": TASK}, enough=1)
+        ]
+    assert second.to_bytes() == whole.to_bytes()

@@ -13,7 +13,7 @@ LINE = "share = 1.0\ncompute = 0.5\nuplink = 1e6\ndownlink = 2e6\nlatency = 0.1\
 
 def _written(folder: Path, text: str) -> str:
     path = folder / "own.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 
@@ -45,13 +45,18 @@ def test_a_users_own_fleet(tmp_path: Path) -> None:
         (f"[a]\n{LINE}hours = '9 to 5'", "hours are a list"),
         (f"[a]\n{LINE}hours = ['25:00-26:00']", "hours are a list"),
         (f"[a]\n{LINE}hours = ['09:00-09:00']", "begin when they end"),
+        (f"[a]\n{LINE}hours = ['24:00-00:00']", "begin when they end"),
+        (f"[a]\n{LINE}hours = ['1_0:00-11:00']", "hours are a list"),
+        (f"[a]\n{LINE}hours = ['\u0663:00-05:00']", "hours are a list"),
+        (f"[a]\n{LINE}drop = 1{'0' * 400}", "drop must be a number within 0 .. 0.99, not 1000"),
         (f"[a]\n{LINE}hours = ['09:00-12:00', '11:00-13:00']", "overlap"),
         (f"[a]\n{LINE}hours = []", "hours are a list"),
     ],
 )
 def test_a_fleet_that_contradicts_itself_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as caught:
         load_fleet(_written(tmp_path, text))
+    assert len(str(caught.value)) < 400
 
 
 def test_an_unknown_fleet_names_the_nearest() -> None:

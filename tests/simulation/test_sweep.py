@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from federated.build import FAST
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,17 +15,6 @@ from fedge.cli import main
 from fedge.config import Config, load_config
 from fedge.errors import ConfigError, SetupError
 from fedge.simulation.sweep import SWEEP, Point, _split, grid, run_sweep
-
-
-@pytest.fixture(autouse=True, scope="module")
-def torch_as_before() -> Iterator[None]:
-    """A simulation sets torch up for a process of its own: without denormals, and more."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with warnings.catch_warnings():
-        yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-    torch.set_flush_denormal(False)
 
 
 def _plain(assignments: Sequence[str]) -> Config:

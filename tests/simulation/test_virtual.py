@@ -1,14 +1,12 @@
 """Whole runs in virtual time: killed and resumed, what the report says, fleets that can never do it."""
 
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from federated.build import Recorder
 
 from fedge.config import Config, Fleet
@@ -17,7 +15,8 @@ from fedge.federated.journal import Journal
 from fedge.simulation.folder import JOURNAL
 from fedge.simulation.life import simulate
 from fedge.simulation.profiles import Profile, load_fleet
-from fedge.simulation.virtual import check_fleet, check_reachable, profiles_of, work_of
+from fedge.simulation.reachable import check_reachable
+from fedge.simulation.virtual import check_fleet, profiles_of, work_of
 from fedge.simulation.world import World, build_world
 
 Report = dict[str, Any]
@@ -26,17 +25,6 @@ Stop = Callable[[str, Mapping[str, object]], None]
 ONE = "share = 1.0\ncompute = 0.01\nuplink = 1000\ndownlink = 1000\nlatency = 1.0\ncompute_watts = 2.0\n"
 QUICK = "share = 0.5\ncompute = 0.5\nuplink = 1e6\ndownlink = 1e6\nlatency = 0.01\ncompute_watts = 2.0\n"
 SLOW = "share = 0.5\ncompute = 0.01\nuplink = 500\ndownlink = 500\nlatency = 1.0\njoules_per_byte = 0.001\n"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def torch_as_before() -> Iterator[None]:
-    """A simulation sets torch up for a process of its own: without denormals, and more."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with warnings.catch_warnings():
-        yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-    torch.set_flush_denormal(False)
 
 
 def _timeless(report: Report) -> Report:
@@ -179,6 +167,20 @@ def test_a_quorum_that_only_half_of_the_fleet_can_answer_for(small_config: Confi
     assert "needs 5 update(s); 3 of 6 devices" in said
     rounds = replace(small_config.rounds, deadline_seconds=4.0, quorum=0.5)
     check_fleet(build_world(replace(small_config, rounds=rounds, fleet=Fleet(devices=fleet))))
+
+
+def test_a_first_download_that_nobody_can_take_in_time_is_refused_before_the_first_round(
+    small_config: Config, tmp_path: Path
+) -> None:
+    """Its size is known when the student is there: every round would fit, and nobody would ever begin."""
+    fleet = _fleet(tmp_path, f"[a]\n{ONE}".replace("downlink = 1000", "downlink = 100"))
+    rounds = replace(small_config.rounds, deadline_seconds=40.0)
+    world = build_world(replace(small_config, rounds=rounds, fleet=Fleet(devices=fleet)))
+    check_fleet(world)
+    with pytest.raises(ConfigError, match=r"0 of 6 devices can take the first download \([\d,]+ bytes\)"):
+        _live(world, tmp_path / "run")
+    with Journal(tmp_path / "run" / JOURNAL) as journal:
+        assert not journal.rounds()
 
 
 def test_a_fleet_whose_hours_never_meet(small_config: Config, tmp_path: Path) -> None:

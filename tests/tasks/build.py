@@ -12,8 +12,9 @@ from fedge.federated.journal import Journal
 from fedge.federated.prepare import prepare
 from fedge.federated.server import run_rounds
 from fedge.observe import silent
+from fedge.simulation.scoring import Scorer
 from fedge.simulation.summary import Run, make_report
-from fedge.simulation.world import Scorer, World, build_world
+from fedge.simulation.world import World, build_world
 from fedge.tasks import Task
 
 CLIENTS, WINDOWS = 8, 40
