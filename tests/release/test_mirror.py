@@ -391,7 +391,7 @@ def test_a_device_refuses_what_a_hostile_mirror_changed(attack: Attack, tmp_path
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_device_gets_over_a_hostile_mirror(attack: Attack, tmp_path: Path) -> None:
-    """Nothing that it was handed keeps it from the next release; only stolen keys have to be replaced first."""
+    """Nothing that it was handed keeps it from the next release. (Stolen keys have to be replaced first.)"""
     federation, device, place = _attacked(attack, tmp_path)
     with suppress(ReleaseError, SetupError):
         device.update(_behind(Mirror(place, federation.root), device))
