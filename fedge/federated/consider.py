@@ -1,5 +1,6 @@
 """A client is offered a release: it verifies it, tries it on its own data, and says what came of it."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fedge.errors import PayloadError
 from fedge.federated.frames import Verdict
 from fedge.release.package import parse_package
 
+_log = logging.getLogger("fedge.client")
 _RECENT = 512  # windows, to compare answers on where none of the device's own is labelled
 
 BROKEN = "package"
@@ -63,7 +65,10 @@ def consider(package: bytes, federation: str, releases: Releases, disk: Disk, da
         home, releases.root, federation, releases.now, insist_on_promoted=releases.promoted_only
     )
     try:
-        return _verdict(updater.update(source, _test(releases, data)))
+        outcome = updater.update(source, _test(releases, data))
+        done = "taken" if outcome.taken else "not taken"
+        _log.info("release %s %s (%s): %s", outcome.version or "", done, outcome.code, outcome.reason)
+        return _verdict(outcome)
     except FetchError:
         return _verdict(Outcome(0, False, BROKEN, ""))
 

@@ -7,7 +7,7 @@ What comes out is exactly what the clients will hold, decoded.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ from fedge.config import Config
 from fedge.data.types import Windows
 from fedge.errors import ConfigError, PayloadError
 from fedge.federated import teaching
+from fedge.federated.answers import answering, targets
 from fedge.federated.coding import Arrays, Support, decode_dense, encode_dense
 from fedge.federated.journal import Journal
 from fedge.federated.plan import Coding, Plan, Training
 from fedge.federated.pupil import Pupil
+from fedge.federated.server_data import ServerData
 from fedge.models.own_student import load_spec
 from fedge.models.student import StudentSpec
 from fedge.models.student_families import build_spec
@@ -33,24 +35,9 @@ from fedge.packing import pack, unpack
 from fedge.preprocess import Preprocess
 from fedge.preprocess import fit as fit_preprocess
 from fedge.seeding import derive
-from fedge.tasks import Task, Turning, answering, outputs_of, targets
+from fedge.tasks import Task, Turning, outputs_of
 
 _STAGE = "prepared"
-
-
-@dataclass(frozen=True, eq=False)
-class ServerData:
-    """What the server has to learn from.
-
-    Attributes:
-        labelled: its own windows, with labels.
-        unlabelled: further windows, of which it does not look at the labels; may be empty.
-        judges: windows of people held back whole, by name: neither the teacher nor the student sees them.
-    """
-
-    labelled: Windows
-    unlabelled: Windows | None = None
-    judges: Mapping[str, Windows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

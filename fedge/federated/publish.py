@@ -1,7 +1,7 @@
 """From global weights to a published release: export, self-test vector, manifest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from fedge.federated.coding import Weights
 from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared
 from fedge.metrics import NORMAL_SHARE, threshold
+from fedge.release.folder import versions
 from fedge.release.manifest import FLOAT32, INT8, Input, Manifest, ModelFile, SelfTest, parse
 from fedge.release.repository import Published, Repository
 
@@ -52,7 +53,11 @@ def publish_release(
     metric: str,
     scores: Mapping[str, float | None],
 ) -> Published:
-    """Export the global ``weights`` after round ``number`` as release ``version``, and publish it."""
+    """Export the global ``weights`` after round ``number``, and publish it as release ``version``.
+
+    Where another one of that version is there already (the journal was restored and is behind the repository,
+    or is a new one beside it), it gets the next number that was never used: a published release never changes.
+    """
     plan = prepared.plan
     export, kind = _PRECISIONS[config.release.precision]
     model = export(plan.spec, weights, plan.scales, plan.preprocess)
@@ -75,8 +80,19 @@ def publish_release(
         expires=created + int(max(config.release.valid_days, publisher.repository.days)) * _DAY,
         self_test=SelfTest.of(samples, runtime.predict(samples), _TOLERANCE),
         threshold=_threshold(plan, runtime, publisher.samples),
-    ).to_bytes()
-    return publisher.repository.publish(manifest, model)
+    )
+    content = _unused(publisher.repository, manifest, model).to_bytes()
+    return publisher.repository.publish(content, model)
+
+
+def _unused(repository: Repository, manifest: Manifest, model: bytes) -> Manifest:
+    """The manifest, with the next number where another release has its own already."""
+    latest = max(versions(repository.folder), default=0)
+    version, now = manifest.version, int(repository.clock())
+    if version > latest or repository.stored(version) == (manifest.to_bytes(), model):
+        return manifest
+    lives = manifest.expires - manifest.created
+    return replace(manifest, version=latest + 1, parent=latest, created=now, expires=now + lives)
 
 
 def _threshold(plan: Plan, runtime: Runtime, normal: NDArray[np.float32]) -> float | None:

@@ -20,6 +20,7 @@ from fedge.distill._fit import Fit, fit
 from fedge.edge.latency import median_us
 from fedge.edge.runtime import Runtime
 from fedge.federated import teaching
+from fedge.federated.answers import targets
 from fedge.federated.teaching import Ask
 from fedge.models.normalised import Normalised
 from fedge.models.student import (
@@ -34,7 +35,7 @@ from fedge.models.student import (
 from fedge.observe import Observer
 from fedge.preprocess import Preprocess
 from fedge.seeding import derive
-from fedge.tasks import Task, Turning, targets
+from fedge.tasks import Task, Turning
 
 Distil = Callable[[Answers, Answers, Tensor], Tensor]
 """``(student, teacher, the task's own loss) -> loss``."""

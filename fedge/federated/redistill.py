@@ -21,6 +21,7 @@ from fedge.config import Config
 from fedge.distill import Answers
 from fedge.distill._fit import Fit
 from fedge.federated import teaching
+from fedge.federated.answers import targets
 from fedge.federated.coding import Arrays, Weights, apply_step, build_codec, encode_dense
 from fedge.federated.frames import Scores, Step, StepKind
 from fedge.federated.prepare import Prepared
@@ -29,7 +30,7 @@ from fedge.federated.teaching import Ask
 from fedge.federated.training import loss_and_score, tensors
 from fedge.models.student import forward
 from fedge.seeding import derive
-from fedge.tasks import Task, targets
+from fedge.tasks import Task
 
 _LEAST = 1e-12
 

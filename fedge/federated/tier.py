@@ -23,6 +23,7 @@ from typing import Any
 from fedge import plugins
 from fedge.errors import PayloadError, RefusedError, UpdateError
 from fedge.federated import frames
+from fedge.federated.asking import ask_once, deliver
 from fedge.federated.checks import MOST_WINDOWS
 from fedge.federated.client import HELLO, UPDATE, encode_change, lead_on, settle, signed_parts
 from fedge.federated.client_state import ClientState, Pending
@@ -33,9 +34,9 @@ from fedge.federated.frames import Hello, Offer, Step, StepKind, Train, Trained,
 from fedge.federated.journal import Journal
 from fedge.federated.lineage import begin
 from fedge.federated.offer import noted_release, offer, running, tell
+from fedge.federated.outcome import Outcome, summary
 from fedge.federated.plan import Plan
 from fedge.federated.prepare import Prepared
-from fedge.federated.server import Outcome, ask_once, deliver, summary
 from fedge.federated.state import Candidate, ClientRecord, FederationState
 from fedge.federated.strategy import (
     choose,

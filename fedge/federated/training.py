@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedge.compress.quantize import bounded, fake_quantized
+from fedge.federated.answers import targets
 from fedge.federated.coding import Arrays, Support, Weights
 from fedge.federated.plan import Plan
 from fedge.models.student import forward, scores
-from fedge.tasks import Task, Turning, targets
+from fedge.tasks import Task, Turning
 
 _EVALUATION_BATCH = 1024
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)

@@ -23,9 +23,24 @@ def traffic_section(report: Record) -> Html | None:
         "section",
         el("h2", "Bytes on the wire"),
         el("p", about),
+        _tiers(report),
         el("div", *charts, class_="pair"),
         id="bytes",
     )
+
+
+def _tiers(report: Record) -> Html | None:
+    """What went over the server's own links, where edge servers stand between it and the clients."""
+    edges, each = amount(report, "tiers", "edges"), amount(report, "tiers", "clients_per_edge")
+    server, clients = (amount(report, "tiers", f"{who}_bytes") for who in ("server", "clients"))
+    if not (edges and each and server and clients):
+        return None
+    who = "1 edge server" if edges == 1 else f"{count(edges)} edge servers"
+    said = (
+        f"Three tiers: {who} with {each:.3g} clients each. Over the server's own links went {size(server)} "
+        f"in all, over those of the clients {size(clients)}: {ratio(clients / server)} as much."
+    )
+    return el("p", said)
 
 
 def _per_round(report: Record, log: list[tuple[int, Record]]) -> Html | None:

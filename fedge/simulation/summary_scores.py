@@ -13,6 +13,7 @@ from fedge.compress.export_module import export_module
 from fedge.data.types import ClientData, Windows
 from fedge.edge.latency import median_us
 from fedge.edge.runtime import Runtime
+from fedge.federated.answers import agreement
 from fedge.federated.coding import Weights
 from fedge.federated.teaching import ask, own
 from fedge.federated.training import answers
@@ -21,7 +22,6 @@ from fedge.models.student import scores as to_scores
 from fedge.simulation.finished import Record, Run
 from fedge.simulation.scoring import Scorer, mean
 from fedge.simulation.world import World
-from fedge.tasks import agreement
 
 Predict = Callable[[NDArray[Any]], NDArray[np.float32]]
 """From windows ``[n, *size, channels]`` in the sensor's units to answers ``[n, scores]``."""

@@ -24,8 +24,9 @@ from fedge.federated.coding import build_codec
 from fedge.federated.consider import Releases
 from fedge.federated.judges import held_back
 from fedge.federated.plan import Coding
-from fedge.federated.prepare import ServerData, check_window, turning_of
+from fedge.federated.prepare import check_window, turning_of
 from fedge.federated.pupil import distillation
+from fedge.federated.server_data import ServerData
 from fedge.flower.client_app import ContextStore
 from fedge.release.keys import Keys, OnlineKeys
 from fedge.release.offline import create
@@ -264,6 +265,11 @@ def _check(world: World) -> None:
     if (edges := world.config.fleet.edges) > len(world.roles.participants):
         raise ConfigError(
             f"fleet.edges = {edges}, but there are {len(world.roles.participants)} participants to share out"
+        )
+    if edges and (least := world.config.rounds.least) > (group := len(world.roles.participants) // edges):
+        raise ConfigError(
+            f"fleet.edges = {edges} leaves an edge server {group} participants, and rounds.least = {least} "
+            "of them have to answer: fewer edge servers, or a smaller rounds.least"
         )
     if min(world.dataset.window[:-1]) < 4:
         raise ConfigError(f"windows of {world.dataset.window[0]} samples are too short; give 4 or more")

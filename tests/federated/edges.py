@@ -68,7 +68,7 @@ class Edge:
             federation,
             config=self.config,
             task=task,
-            clients=self.clients or self.fleet,
+            clients=self.clients or federation.clients,
             enrolled={c: self.world.key(c).public for c in clients},
             observer=self.watcher,
             score=lambda _weights: {},
@@ -104,7 +104,10 @@ class Edges:
     tasks: dict[str, list[bytes]] = field(default_factory=dict)
     answers: dict[str, list[bytes]] = field(default_factory=dict)
 
-    def ask(self, tasks: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | FedgeError]]:
+    def ask(
+        self, tasks: Mapping[str, bytes], deadline: float | None = None, enough: int | None = None
+    ) -> Iterator[tuple[str, bytes | FedgeError]]:
+        del deadline, enough
         for name, frame in tasks.items():
             yield name, self._answer(name, frame)
 

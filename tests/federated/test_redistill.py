@@ -29,12 +29,13 @@ from fedge.data.types import Windows
 from fedge.distill import Answers
 from fedge.errors import SetupError
 from fedge.federated import frames, lessons, server, teaching
+from fedge.federated.answers import answering
 from fedge.federated.client_state import ClientState
 from fedge.federated.coding import apply_step, build_codec
 from fedge.federated.frames import StepKind
 from fedge.federated.journal import Journal
 from fedge.federated.plan import Coding
-from fedge.federated.prepare import Prepared, ServerData, prepare
+from fedge.federated.prepare import Prepared, prepare
 from fedge.federated.redistill import (
     School,
     _sureness,
@@ -44,6 +45,7 @@ from fedge.federated.redistill import (
     teach_teacher,
     teaching_signal,
 )
+from fedge.federated.server_data import ServerData
 from fedge.federated.state import ClientRecord, FederationState
 from fedge.federated.strategy import Judgement, close_round
 from fedge.federated.training import tensors
@@ -53,7 +55,7 @@ from fedge.models.student_families import build_spec
 from fedge.observe import silent
 from fedge.plugins import load
 from fedge.simulation.world import World, build_world
-from fedge.tasks import answering, outputs_of
+from fedge.tasks import outputs_of
 from fedge.update import Update
 
 SETTINGS: dict[str, Any] = {"epochs": 8, "learning_rate": 0.01, "interpolation": 1.0, "mode": "teacher"}

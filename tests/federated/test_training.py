@@ -13,12 +13,13 @@ from torch import Tensor
 from federated.build import same_weights
 from fedge import plugins
 from fedge.compress.quantize import fake_quantized
+from fedge.federated.answers import answering, targets
 from fedge.federated.prepare import Prepared
 from fedge.federated.training import answers, drifted, fine_tune, loss_and_score, outputs, tensors
 from fedge.models.normalised import Normalised
 from fedge.models.student import activations, forward
 from fedge.models.student_families import build_spec
-from fedge.tasks import answering, outputs_of, targets
+from fedge.tasks import outputs_of
 
 TASK = plugins.load("task", "activity").TASK
 

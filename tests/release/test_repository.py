@@ -298,7 +298,7 @@ def test_packages_are_kept_only_as_long_as_they_are_the_newest(simulator: Simula
     assert simulator.repository.package(None) is first
     simulator.publish(2)
     assert simulator.repository.package(None) != first
-    assert len(simulator.repository._packages) == 1
+    assert len(simulator.repository._shelf._packages) == 1
 
 
 def test_state_of_a_killed_publisher_is_taken_up_by_the_next(simulator: Simulator, tmp_path: Path) -> None:

@@ -259,3 +259,21 @@ def test_the_report_needs_no_package_beyond_the_standard_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_edge_servers_are_told_of_where_there_are_any(report: dict[str, Any]) -> None:
+    """In one sentence among the bytes; nothing of it where numbers are missing or make no sense."""
+    assert "Three tiers" not in page(report)
+    tiers = {
+        "edges": 3,
+        "clients_per_edge": 4.0,
+        "server_bytes": 41_134,
+        "clients_bytes": 164_724,
+        "ratio": 4.0,
+    }
+    source = page({**report, "tiers": tiers})
+    assert source.count("Three tiers") == 1
+    assert "3 edge servers with 4 clients each" in source
+    assert "went 41.1 kB in all, over those of the clients 165 kB: 4.0\u00d7 as much" in source
+    for key, value in (("server_bytes", 0), ("clients_bytes", None), ("edges", "many"), ("edges", -1)):
+        assert "Three tiers" not in page({**report, "tiers": {**tiers, key: value}})

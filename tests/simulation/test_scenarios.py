@@ -15,7 +15,7 @@ from fedge.simulation.world import build_world
 FOLDER = next(p for p in SCENARIOS if (p / "watch.toml").is_file())
 EXPECTED = {
     "watch", "watch-skewed", "machines", "camera", "remaining-life", "flaky-links", "asynchronous",
-    "fleet-10k",
+    "fleet-10k", "three-tier",
 }  # fmt: skip
 WITHOUT_DATA = ("machines", "remaining-life")
 
