@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], int | None]
 
-_TARGETS: "dict[str, TargetKind]" = {
-    "activity": "class",
-    "camera": "class",
-    "anomaly": "anomaly",
-    "remaining_life": "number",
-}
-"""Kinds of target by task, for a command that must not load torch to know them."""
-
 _EXTRAS = {
     "torch": "simulation",
     "flwr": "simulation",
@@ -142,11 +134,12 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
+    from fedge import plugins
     from fedge.data.export import split_to_files
 
-    target = _TARGETS.get(options.task)
-    if target is None:
-        raise InputError(f"--task: unknown task {options.task!r}; known: {', '.join(_TARGETS)}")
+    if options.task not in (known := plugins.names("task")):
+        raise InputError(f"--task: unknown task {options.task!r}; known: {', '.join(known)}")
+    target: TargetKind = plugins.load("task", options.task).TASK.target
     written = split_to_files(
         options.data, options.out, target=target, key=options.target, normal=options.normal
     )

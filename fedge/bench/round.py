@@ -124,7 +124,7 @@ def measure(sizes: Sizes, observer: Observer) -> dict[str, Any]:
 def provision(folder: Path, clients: int) -> Path:
     """A new federation of that many devices; returns its folder."""
     from fedge.deploy import enrol
-    from fedge.deploy.enrol import Device
+    from fedge.deploy.issue import Device
 
     made = folder / "federation"
     devices = [Device(f"device{i}") for i in range(clients)]

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from fedge import __version__
+from fedge.config import Release
 from fedge.deploy import bundle_file, pki, tls
 from fedge.deploy.device_limits import ByteAccount, DeviceLimits, Hours, settle_in
 from fedge.deploy.device_link import PING, DeviceLink, Server
@@ -56,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release-margin",
         type=float,
-        default=0.01,
+        default=Release.margin,
         metavar="X",
-        help="how much worse a release may score (0.01)",
+        help=f"how much worse a release may score ({Release.margin:g})",
     )
     parser.add_argument(
         "--promoted-only", action="store_true", help="take only releases promoted with the offline key"

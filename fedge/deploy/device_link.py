@@ -1,6 +1,7 @@
 """Keeps a device's link to its gateway, for ever: one thread, one socket, nothing polled.
 
-It owns the desk (``fedge.link``) and the files of the link. Rounds are run elsewhere: whole tasks are handed
+It owns the desk (``fedge.link``) and the files of the link, and begins one conversation after the other
+(``device_conversation``). Rounds are run elsewhere: whole tasks are handed
 to ``Work``, and answers come back through ``answered`` and ``refused``, from any thread.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from fedge.deploy.device_conversation import Conversation
 from fedge.deploy.device_limits import ByteAccount, DeviceLimits, Hold, hold_bytes, hold_link
 from fedge.deploy.device_store import LinkStore
 from fedge.deploy.device_wire import Wire
@@ -36,18 +38,15 @@ from fedge.link.device_end import (
     TaskWhole,
     Withdrawn,
 )
-from fedge.link.frames import LinkError, Place, Reason, Refusal, Refused
+from fedge.link.frames import LinkError, Place, Refusal, Refused
 
 _log = logging.getLogger("fedge.client")
 
 PING = 120.0
 """Seconds between two pings of an idle link: some 41 kB a day, pongs and TLS included."""
 
-_CONNECT, _GREETING, _DEAD = 20.0, 30.0, 90.0  # seconds
-_AHEAD = 32_768  # bytes that wait for the socket
-_READ = 65_536
+_CONNECT = 20.0  # seconds
 _LONGEST_WAIT, _LONGEST_HINT = 300.0, 86_400.0
-_NUDGE = 60.0
 
 
 class Work(Protocol):
@@ -108,8 +107,8 @@ class DeviceLink:
         self._session: ssl.SSLSession | None = None
         self._end = DeviceEnd(identity, desk, largest_task)
         self._posts: deque[Callable[[], None]] = deque()
-        self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._stopping = False
+        self.wake, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.stopping = False
         self._failures = 0
         self._say = Complaints(_log.log)
         self.received = self.sent = 0
@@ -130,7 +129,7 @@ class DeviceLink:
 
     def stop(self) -> None:
         """Say goodbye and end. From any thread, and from a signal handler."""
-        self._stopping = True
+        self.stopping = True
         self._wake()
 
     def start(self) -> threading.Thread:
@@ -141,7 +140,7 @@ class DeviceLink:
 
     def run(self) -> None:
         """Keep the link until ``stop``."""
-        while not self._stopping:
+        while not self.stopping:
             wait = self._once()
             self._end = DeviceEnd(self._identity, self._desk, self._largest)
             self._rest(wait)
@@ -152,13 +151,13 @@ class DeviceLink:
     def _once(self) -> float:
         """One connection, from its beginning to its end; gives the seconds to wait after it."""
         try:
-            if (hold := self._hold()) is not None:
+            if (hold := self.hold()) is not None:
                 raise TroubleError(
                     hold.kind.name.lower(), f"no link for now: {hold.text}", min(hold.seconds, 300)
                 )
             self._talk()
         except Exception as error:  # whatever happens, a device comes back
-            if self._stopping:
+            if self.stopping:
                 return 0.0
             found = trouble(error, str(self._server))
             self._say.about(found.kind, str(found))
@@ -171,9 +170,10 @@ class DeviceLink:
             self._failures += 1
             return back_off(self._failures, found.seconds)
         self._failures += 1
-        return 0.0 if self._stopping else back_off(self._failures, 0)
+        return 0.0 if self.stopping else back_off(self._failures, 0)
 
-    def _hold(self) -> Hold | None:
+    def hold(self) -> Hold | None:
+        """Why the owner wants no link now, if so."""
         return hold_link(self._limits, self._account, datetime.now(UTC))
 
     def _talk(self) -> None:
@@ -185,7 +185,7 @@ class DeviceLink:
             plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wire = Wire(self._context, self._server.host, self._server.port, self._session)
             try:
-                _Conversation(self, plug, selector, wire).run()
+                Conversation(self, self._end, plug, selector, wire, self._ping).run()
             finally:
                 if wire.open or self._end.opened:
                     self._session = wire.session
@@ -202,10 +202,10 @@ class DeviceLink:
         until = time.monotonic() + seconds
         beat = watchdog_seconds()
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_in, selectors.EVENT_READ)
-            while not self._stopping and (left := until - time.monotonic()) > 0:
+            selector.register(self.wake, selectors.EVENT_READ)
+            while not self.stopping and (left := until - time.monotonic()) > 0:
                 selector.select(left if beat is None else min(left, beat))
-                self._take_posts()
+                self.take_posts()
                 notify("WATCHDOG=1")
 
     def _post(self, act: Callable[[], None]) -> None:
@@ -216,9 +216,20 @@ class DeviceLink:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_out, b"!")
 
-    def _take_posts(self) -> None:
+    def spent(self) -> Hold | None:
+        """Why it may say no more today, if so."""
+        return hold_bytes(self._limits, self._account, datetime.now(UTC))
+
+    def moved(self, sent: int = 0, received: int = 0) -> None:
+        """Count bytes of the socket."""
+        self.sent += sent
+        self.received += received
+        self._account.add(sent + received, datetime.now(UTC))
+
+    def take_posts(self) -> None:
+        """Do what other threads have asked for."""
         with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_in, 4096)
+            os.read(self.wake, 4096)
         while self._posts:
             self._posts.popleft()()
 
@@ -233,7 +244,8 @@ class DeviceLink:
         except OSError as error:
             self._say.about("disk", str(trouble(error, str(self._server))))
 
-    def _happened(self, event: Event, now: float) -> None:
+    def happened(self, event: Event, now: float) -> None:
+        """Act on what the gateway says."""
         match event:
             case Opened(server_time, _):
                 self._opened(server_time)
@@ -290,127 +302,3 @@ _EXPECTED = (
     TroubleError,
     ssl.SSLError,
 )
-
-
-class _Conversation:
-    """One open socket, until it ends."""
-
-    def __init__(
-        self, link: DeviceLink, plug: socket.socket, selector: selectors.BaseSelector, wire: Wire
-    ) -> None:
-        self._link, self._plug, self._selector, self._wire = link, plug, selector, wire
-        self._out = bytearray()
-        self._began = self._read_at = self._said = self._wrote = time.monotonic()
-        self._pinged: float | None = None
-        self._interval = link._ping
-        self._resumed = False
-
-    def run(self) -> None:
-        """Raises what ended it; returns when the link is stopped."""
-        self._selector.register(self._plug, selectors.EVENT_READ)
-        self._selector.register(self._link._wake_in, selectors.EVENT_READ)
-        self._wire.start()
-        while True:
-            self._fill()
-            if self._link._stopping and (not self._end.opened or self._goodbye()):
-                return
-            mask = selectors.EVENT_WRITE if self._out else 0
-            mask |= selectors.EVENT_READ if len(self._out) < 2 * _AHEAD else 0
-            self._selector.modify(self._plug, mask)
-            ready = {key.fileobj: events for key, events in self._selector.select(self._wait())}
-            self._link._take_posts()
-            self._move(ready.get(self._plug, 0))
-            self._keep_alive()
-
-    @property
-    def _end(self) -> DeviceEnd:
-        return self._link._end
-
-    def _fill(self) -> None:
-        """Bytes for the socket, a little ahead of it."""
-        while len(self._out) < _AHEAD:
-            size = 0  # small frames share a TLS record
-            while self._wire.open and size < 4096 and (message := self._end.next_message()) is not None:
-                self._wire.send(message)
-                size += len(message)
-            data = self._wire.outgoing()
-            if not data:
-                return
-            if size:
-                self._said = time.monotonic()
-            self._out += data
-
-    def _move(self, ready: int) -> None:
-        link, now = self._link, time.monotonic()
-        if ready & selectors.EVENT_WRITE and self._out:
-            with contextlib.suppress(BlockingIOError):
-                count = self._plug.send(self._out)
-                del self._out[:count]
-                self._wrote = now
-                link.sent += count
-                link._account.add(count, datetime.now(UTC))
-        if ready & selectors.EVENT_READ:
-            with contextlib.suppress(BlockingIOError):
-                data = self._plug.recv(_READ)
-                self._read_at, self._pinged = now, None
-                link.received += len(data)
-                link._account.add(len(data), datetime.now(UTC))
-                self._hear(data, now)
-
-    def _hear(self, data: bytes, now: float) -> None:
-        for message in self._wire.receive(data):
-            for event in self._end.receive(message):
-                if isinstance(event, Opened):
-                    self._interval = min(self._interval, event.silence * 0.4)
-                    self._link.resumed += self._wire.resumed
-                self._link._happened(event, now)
-        if self._wire.closed or not data:
-            raise ConnectionResetError(0, "the server closed the connection")
-
-    def _wait(self) -> float:
-        """Seconds until something has to be looked at."""
-        now = time.monotonic()
-        due = [self._said + self._interval, self._read_at + _DEAD if self._pinged else now + self._interval]
-        if not self._end.opened:
-            due.append(self._began + _GREETING)
-        beat = watchdog_seconds()
-        return max(0.01, min([*due, *([now + beat] if beat else [])]) - now)
-
-    def _keep_alive(self) -> None:
-        now, link = time.monotonic(), self._link
-        notify("WATCHDOG=1")
-        if not self._end.opened:
-            if now - self._began > _GREETING:
-                raise TimeoutError
-            return
-        if self._pinged is not None and now - max(self._pinged, self._wrote, self._read_at) > _DEAD:
-            raise TimeoutError
-        if now - self._said >= self._interval:
-            if now - self._read_at > _NUDGE:
-                self._end.nudge()
-            self._wire.ping()
-            self._said, self._pinged = now, self._pinged or now
-            if (hold := link._hold()) is not None:
-                self._part(hold)
-        elif (spent := hold_bytes(link._limits, link._account, datetime.now(UTC))) is not None:
-            self._part(spent)
-
-    def _part(self, hold: Hold) -> None:
-        """The device's owner allows no more."""
-        self._end.part(Reason.LATER, hold.seconds, hold.text)
-        self._farewell()
-        raise TroubleError(hold.kind.name.lower(), f"no link for now: {hold.text}", min(hold.seconds, 300))
-
-    def _goodbye(self) -> bool:
-        self._end.part(Reason.LATER, 0, "the device stops")
-        self._farewell()
-        return True
-
-    def _farewell(self) -> None:
-        """Send what is left, for two seconds at most, and hang up."""
-        self._fill()
-        self._wire.close()
-        self._out += self._wire.outgoing()
-        self._plug.settimeout(2.0)
-        with contextlib.suppress(OSError):
-            self._plug.sendall(self._out)

@@ -8,12 +8,12 @@ knows when all is done.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedge.config import Config, config_from
+from fedge.config import config_from
 from fedge.deploy import tls
+from fedge.deploy.deadlines import for_edge
 from fedge.deploy.deployment import Deployment
 from fedge.deploy.device import LARGEST_TASK, identity_of
 from fedge.deploy.device_limits import ByteAccount, DeviceLimits
@@ -21,10 +21,11 @@ from fedge.deploy.device_link import DeviceLink, Server
 from fedge.deploy.device_store import LinkStore
 from fedge.deploy.device_work import Worker
 from fedge.deploy.federation import PARENT, REGISTRY, RELEASES, Enrolment, Federation, split_address
-from fedge.deploy.rounds import JOURNAL, METRICS, Enrolled, bind, for_deployment, gather, looked_at
+from fedge.deploy.rounds import Enrolled, gather, looked_at
+from fedge.deploy.state_directory import JOURNAL, METRICS, bind
 from fedge.deploy.status_file import About
 from fedge.deploy.status_writer import Status
-from fedge.errors import ConfigError, PayloadError, SetupError
+from fedge.errors import PayloadError
 from fedge.federated.federation import Federation as Rounds
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
@@ -35,9 +36,6 @@ from fedge.flower.robust import robust
 from fedge.observe import JsonlSink, Tee, Terminal
 from fedge.release.mirror import Mirror
 from fedge.tasks import Task
-
-_DEADLINE = 300.0
-"""Seconds, where the settings give none: half of what a server waits for an answer by default."""
 
 _ABOVE = "above"  # in the state directory: the link's files
 
@@ -124,13 +122,6 @@ def parent_of(deployment: Deployment) -> Server:
     return Server(bundle.host, bundle.port)
 
 
-def for_edge(config: Config) -> Config:
-    """With a deadline that the parent's outlasts, where the settings give none."""
-    rounds = config.rounds
-    rounds = replace(rounds, deadline_seconds=rounds.deadline_seconds or _DEADLINE)
-    return for_deployment(replace(config, rounds=rounds))
-
-
 class _Told(Journal):
     """A journal that tells ``status.json`` of each round once it is committed."""
 
@@ -150,32 +141,3 @@ class _Told(Journal):
         except PayloadError as error:
             raise self.damaged(error) from None
         self.status = status
-
-
-def check_edge(server: Path, parent: str | None) -> bool:
-    """Whether ``server`` is an edge server's folder; found out before anything is started.
-
-    Args:
-        server: the folder that ``fedge provision`` made for the server.
-        parent: the address that the command line gives, if it does.
-
-    Raises:
-        SetupError: the bundle in it cannot be used, or there is none and an address is given.
-        ConfigError: the address is malformed.
-    """
-    if not (server / PARENT).is_dir():
-        if parent is None:
-            return False
-        raise SetupError(
-            f"{server} was not made for an edge server; fedge provision DIR --parent BUNDLE makes one, from "
-            "the bundle that it was enrolled with above"
-        )
-    bundle = Enrolment.load(server / PARENT)
-    bundle.signing_key()
-    tls.device_context(bundle.folder)
-    if parent is not None:
-        try:
-            split_address(parent)
-        except PayloadError as error:
-            raise ConfigError(f"--parent: {error}") from None
-    return True

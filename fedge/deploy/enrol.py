@@ -13,34 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedge.deploy import _files, bundle_file, federation, pki, stock_node
-from fedge.deploy.federation import Enrolment, Federation
+from fedge.deploy import _files, bundle_file, federation, issue, pki
+from fedge.deploy.federation import Federation
+from fedge.deploy.issue import Device
 from fedge.deploy.registry import Member, Registry, check_tags
 from fedge.deploy.signing_request import SigningRequest, parse_request
 from fedge.durable import flush_folder, replace_file
 from fedge.errors import PayloadError, RefusedError, SetupError
-from fedge.release import offline as offline_work
-from fedge.release.keys import ONLINE, Keys
-from fedge.signing import SigningKey
-
-_ROOT = "1.root.json"
-
-
-@dataclass(frozen=True)
-class Device:
-    """How a device is to be enrolled.
-
-    Attributes:
-        name: 1 to 64 of ``A-Za-z0-9._-``, not starting with a dot.
-        tags: words the server may choose clients by.
-        stock: give it the key of a stock Flower SuperNode, too.
-        days: how long its certificate is valid.
-    """
-
-    name: str
-    tags: tuple[str, ...] = ()
-    stock: bool = False
-    days: int = pki.CERTIFICATE_DAYS
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +36,7 @@ class _Open:
 
     def root(self) -> bytes:
         """The root of trust that devices are enrolled with."""
-        path = self.folder / federation.SERVER / federation.RELEASES / _ROOT
+        path = self.folder / federation.SERVER / federation.RELEASES / issue.ROOT
         return _files.read(path, bundle_file.MAX_FILE_BYTES)
 
 
@@ -91,15 +70,17 @@ def create(
     folder = folder.resolve()
     if (folder / federation.FEDERATION).exists():
         raise SetupError(f"{folder} is a federation already; to enrol a device in it: --add NAME")
-    own_id = secrets.token_hex(pki.FEDERATION_BYTES) if parent is None else _own_bundle(parent).federation
+    own_id = (
+        secrets.token_hex(pki.FEDERATION_BYTES) if parent is None else issue.own_bundle(parent).federation
+    )
     made = Federation(own_id, name, tuple(server_names), port, int(now))
     made = Federation.parse(made.encode())
     _check_new(Registry.of([]), devices)
     authority = pki.new_authority(made.id, now)
-    releases = _release_files(now) if parent is None else _parent_files(parent)
-    root = releases[f"{federation.SERVER}/{federation.RELEASES}/{_ROOT}"]
-    issued = [_issue(made, authority, root, device, now) for device in devices]
-    files = _server_files(made, authority, now, days) | releases
+    releases = issue.release_files(now) if parent is None else issue.parent_files(parent)
+    root = releases[f"{federation.SERVER}/{federation.RELEASES}/{issue.ROOT}"]
+    issued = [issue.new_device(made, authority, root, device, now) for device in devices]
+    files = issue.server_files(made, authority, now, days) | releases
     files[f"{federation.SERVER}/{federation.REGISTRY}"] = Registry.of(m for _, m in issued).encode()
     for bundle, member in issued:
         files |= {f"{federation.DEVICES}/{member.name}/{file}": content for file, content in bundle.items()}
@@ -120,7 +101,7 @@ def add(folder: Path, devices: Sequence[Device], now: float) -> None:
         for device in devices:
             _refuse_folder(home.folder, device.name)
         authority, root = home.authority(), home.root()
-        issued = [_issue(home.federation, authority, root, device, now) for device in devices]
+        issued = [issue.new_device(home.federation, authority, root, device, now) for device in devices]
         for bundle, member in issued:
             _files.fill(_files.staging(_place(home.folder, member.name)), bundle)
         registry = Registry.of([*home.registry.members.values(), *(member for _, member in issued)])
@@ -148,7 +129,7 @@ def sign(folder: Path, request: bytes, tags: Sequence[str], now: float, days: in
             raise RefusedError(f"{asked.name} is enrolled with another signing key; take another name")
         own, authority, root = home.federation, home.authority(), home.root()
         certificate = pki.issue_device(authority, asked.public, own.id, asked.name, now, days)
-        bundle = _public_files(own, authority, root, asked.name, certificate)
+        bundle = issue.public_files(own, authority, root, asked.name, certificate)
         print_ = pki.fingerprint(certificate)
         if known is None:
             member = Member(asked.name, asked.signing, print_, None, check_tags(tags), False, asked.node)
@@ -273,89 +254,6 @@ def _refuse_folder(folder: Path, name: str) -> None:
 
 def _place(folder: Path, name: str) -> Path:
     return folder / federation.DEVICES / name
-
-
-def _issue(
-    own: Federation, authority: pki.Authority, root: bytes, device: Device, now: float
-) -> tuple[dict[str, bytes], Member]:
-    """A whole bundle, private keys included, and its entry in the registry."""
-    key = pki.new_key()
-    certificate = pki.issue_device(authority, key.public_key(), own.id, device.name, now, device.days)
-    files = _public_files(own, authority, root, device.name, certificate)
-    signing = SigningKey.generate()
-    files |= {bundle_file.KEY: pki.key_pem(key), bundle_file.SIGNING: signing.pem()}
-    node = None
-    if device.stock:
-        files[bundle_file.NODE], files[bundle_file.NODE_PUBLIC] = stock_node.new_node_key()
-        node = stock_node.point_of(files[bundle_file.NODE_PUBLIC])
-    print_ = pki.fingerprint(certificate)
-    return files, Member(device.name, signing.public, print_, None, check_tags(device.tags), False, node)
-
-
-def _public_files(
-    own: Federation,
-    authority: pki.Authority,
-    root: bytes,
-    name: str,
-    certificate: pki.Certificate,
-) -> dict[str, bytes]:
-    """The files of a bundle that are no secret."""
-    enrolment = Enrolment(Path(), own.id, name, own.server_names[0], own.port)
-    return {
-        bundle_file.DEVICE: enrolment.encode(),
-        bundle_file.AUTHORITY: pki.certificate_pem(authority.certificate),
-        bundle_file.CERTIFICATE: pki.certificate_pem(certificate),
-        bundle_file.ROOT: root,
-    }
-
-
-def _release_files(now: float) -> dict[str, bytes]:
-    """Keys for releases, and what the offline ones have signed to begin with."""
-    keys = Keys.generate()
-    offline = {f"{federation.OFFLINE}/{n}.key": getattr(keys, n).pem() for n in ("root", "targets")}
-    here = f"{federation.SERVER}/{federation.RELEASES}"
-    online = {f"{here}/{n}.key": getattr(keys.online, n).pem() for n in ONLINE}
-    signed = offline_work.create(now, offline_work.ROOT_DAYS, offline_work.TARGETS_DAYS, keys)
-    return offline | online | {f"{here}/{name}": content for name, content in signed.items()}
-
-
-def _own_bundle(files: Mapping[str, bytes]) -> Enrolment:
-    """What an edge server's bundle says, if it has its keys.
-
-    Raises:
-        PayloadError: it has not, or is malformed.
-    """
-    if missing := sorted({bundle_file.KEY, bundle_file.SIGNING} - files.keys()):
-        raise PayloadError(
-            f"the parent's bundle has no {' and no '.join(missing)}: after --accept, give the folder"
-        )
-    return Enrolment.parse(files[bundle_file.DEVICE])
-
-
-def _parent_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """An edge server's own bundle, and whose releases its devices believe."""
-    here = f"{federation.SERVER}/{federation.RELEASES}"
-    own = {f"{federation.SERVER}/{federation.PARENT}/{name}": content for name, content in files.items()}
-    return own | {f"{here}/{_ROOT}": files[bundle_file.ROOT]}
-
-
-def _server_files(own: Federation, authority: pki.Authority, now: float, days: int) -> dict[str, bytes]:
-    """Everything but the registry, the devices and what is for releases."""
-    key = pki.new_key()
-    certificate = pki.issue_server(authority, key.public_key(), own.server_names, now, days)
-    above = pki.certificate_pem(authority.certificate)
-    server = {
-        federation.FEDERATION: own.encode(),
-        federation.AUTHORITY: above,
-        federation.SERVER_CERTIFICATE: pki.certificate_pem(certificate),
-        federation.SERVER_KEY: pki.key_pem(key),
-    }
-    return {
-        federation.FEDERATION: own.encode(),
-        federation.AUTHORITY: above,
-        federation.AUTHORITY_KEY: pki.key_pem(authority.key),
-        **{f"{federation.SERVER}/{name}": content for name, content in server.items()},
-    }
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 
 from flwr.app import Error
 
-from fedge.deploy.flower_internals import HEARTBEAT, Fetched, NodeKey
+from fedge.deploy.flower_internals.keys import NodeKey
+from fedge.deploy.flower_internals.nodes import HEARTBEAT, Fetched
 from fedge.deploy.gateway_tasks import Task
 from fedge.errors import PayloadError, UpdateError
 from fedge.flower.messages import CANNOT_FOLLOW, REFUSED, UNSOUND
@@ -28,7 +29,7 @@ _WIDTH = 8  # calls to Flower at a time
 
 
 class Flower(Protocol):
-    """What is needed of a SuperLink; ``flower_internals.SuperLink`` is one."""
+    """What is needed of a SuperLink; ``flower_internals.nodes.Nodes`` is one."""
 
     def join(self, key: NodeKey) -> int:
         """Register and activate a node."""

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from fedge.deploy.flower_internals import PUSH_MESSAGES, PUSH_OBJECT, check_upload
+from fedge.deploy.flower_internals.uploads import PUSH_MESSAGES, PUSH_OBJECT, check_upload
 from fedge.deploy.gateway_limits import Bucket
 from fedge.deploy.registry import Registry
 from fedge.deploy.stock_node import flower_pem, point_of

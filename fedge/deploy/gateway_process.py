@@ -16,7 +16,7 @@ from fedge.deploy.deployment import BELL
 from fedge.deploy.federation import REGISTRY, RELEASES, Federation
 from fedge.deploy.fleet import FleetUpstream
 from fedge.deploy.flower_door import FlowerDoor
-from fedge.deploy.flower_internals import SuperLink
+from fedge.deploy.flower_internals.nodes import Nodes
 from fedge.deploy.gateway import Gateway
 from fedge.deploy.gateway_admission import RegistryFile
 from fedge.deploy.tls import server_context
@@ -33,7 +33,7 @@ async def serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     federation, registry = Federation.load(options.server), RegistryFile(options.server / REGISTRY)
-    fleet = FleetUpstream(SuperLink(options.superlink), linger=0.0)  # the gateway lingers itself
+    fleet = FleetUpstream(Nodes(options.superlink), linger=0.0)  # the gateway lingers itself
     bell = BellServer(options.state / BELL, fleet.ring, fleet.verify)
     fleet.teller = bell
     context = server_context(options.server, "required")

@@ -201,7 +201,7 @@ def _row(folder: Path, member: Any) -> dict[str, Any]:
 
 def _devices(options: argparse.Namespace, names: str | None) -> list[Any]:
     from fedge.deploy import pki
-    from fedge.deploy.enrol import Device
+    from fedge.deploy.issue import Device
 
     days = options.days or pki.CERTIFICATE_DAYS
     return [Device(name, tuple(_words(options.tags)), options.stock, days) for name in _words(names)]

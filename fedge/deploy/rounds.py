@@ -8,26 +8,23 @@ are what clients say of themselves.
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedge import plugins
-from fedge.config import Config, config_from, config_text
-from fedge.data import load
-from fedge.data.roles import assign_roles
-from fedge.data.types import Dataset, Windows
+from fedge.config import config_from
+from fedge.deploy.deadlines import for_deployment
 from fedge.deploy.deployment import Deployment
 from fedge.deploy.federation import REGISTRY, RELEASES, Federation
+from fedge.deploy.own_data import read_data, server_data
 from fedge.deploy.registry import Registry
+from fedge.deploy.state_directory import JOURNAL, METRICS, bind
 from fedge.deploy.status_file import About
 from fedge.deploy.status_writer import Status
-from fedge.deploy.supervisor import locked
-from fedge.errors import DataError, PayloadError, SetupError
+from fedge.errors import PayloadError, SetupError
 from fedge.federated.federation import Federation as Rounds
 from fedge.federated.journal import Journal
-from fedge.federated.judges import held_back
-from fedge.federated.prepare import ServerData, prepared_once
+from fedge.federated.prepare import prepared_once
 from fedge.federated.publish import Publisher
 from fedge.federated.server import run_rounds
 from fedge.federated.state import FederationState
@@ -38,10 +35,7 @@ from fedge.release.keys import OnlineKeys
 from fedge.release.repository import Repository
 from fedge.tasks import Task
 
-JOURNAL, METRICS = "journal.sqlite", "metrics.jsonl"
-
 _RENEWED = 3600.0  # seconds between two looks at what the online keys have signed
-_DEADLINE = 600.0  # seconds, where the settings give none: a device that hangs must not stop the others
 
 
 class Enrolled(Mapping[str, bytes]):
@@ -161,78 +155,6 @@ def looked_at(
     return look
 
 
-def for_deployment(config: Config) -> Config:
-    """With a deadline and at least one update a round, where the settings leave these open."""
-    rounds = config.rounds
-    rounds = replace(
-        rounds, deadline_seconds=rounds.deadline_seconds or _DEADLINE, least=max(1, rounds.least)
-    )
-    return replace(config, rounds=rounds)
-
-
-def read_data(config: Config, task: Task) -> Dataset:
-    """The server's own data.
-
-    Raises:
-        DataError: they cannot be used.
-    """
-    settings = config.data
-    return load(
-        settings.source,
-        window=settings.window,
-        step=settings.step,
-        target=task.target,
-        key=settings.target,
-        normal=settings.normal,
-    )
-
-
-def server_data(config: Config, dataset: Dataset) -> ServerData:
-    """What the server learns from: of a built-in data set its part, of a file everything in it.
-
-    Raises:
-        ConfigError: ids that nobody has.
-        DataError: nothing to learn from.
-    """
-    settings, everyone = config.data, dataset.clients
-    names = list(everyone)
-    if settings.server_clients or settings.source in ("watch", "digits"):
-        roles = assign_roles(names, settings.server_clients, settings.unseen_clients)
-        names = list(roles.server)
-    judges = held_back(config, names)
-    labelled = Windows.joined([everyone[c] for c in names if c not in judges]).to_train_on()
-    if len(labelled) < 2:
-        raise DataError("the server's own data hold fewer than two windows to learn from")
-    return ServerData(labelled, None, {c: everyone[c].to_train_on() for c in judges})
-
-
-def bind(journal: Journal, config: Config, federation: str) -> None:
-    """Tie a journal to a federation and its settings, or check that it is tied to them.
-
-    Raises:
-        SetupError: it belongs to another federation, or other settings were given than it began with.
-    """
-    check_bound(journal, config, federation)
-    for key, value in (("federation", federation), ("config", config_text(config))):
-        if journal.meta(key) is None:
-            journal.set_meta(key, value)
-
-
-def check_bound(journal: Journal, config: Config, federation: str) -> None:
-    """The same check, and nothing is written.
-
-    Raises:
-        SetupError: likewise.
-    """
-    mine = {
-        "another federation": ("federation", federation),
-        "other settings": ("config", config_text(config)),
-    }
-    for what, (key, value) in mine.items():
-        if journal.meta(key) not in (None, value):
-            raise SetupError(f"the state directory belongs to {what}; name another with --state")
-
-
 class _Told(Journal):
     """A journal that tells ``status.json`` of each round once it is committed."""
 
@@ -252,31 +174,3 @@ class _Told(Journal):
         except PayloadError as error:
             raise self.damaged(error) from None
         self.status = status
-
-
-def check_state(state: Path, config: Config, federation: str) -> None:
-    """Find out before anything is started whether a state directory fits, if there is one.
-
-    Raises:
-        SetupError: it belongs to another federation or to other settings, was written by a newer fedge, is
-            damaged, cannot be used, or another server runs on it.
-    """
-    try:
-        if not (state / JOURNAL).exists():
-            return
-    except OSError as error:
-        raise SetupError(f"the state directory {state} cannot be used: {error}") from None
-    with locked(state), Journal(state / JOURNAL) as journal:
-        check_bound(journal, for_deployment(config), federation)
-
-
-def check(config: Config) -> None:
-    """Find out before anything is started whether settings and data can be used.
-
-    Raises:
-        InputError: they cannot.
-    """
-    task: Task = plugins.load("task", config.task).TASK
-    data = server_data(config, read_data(config, task))
-    if task.target == "class" and len(set(data.labelled.y.tolist())) < 2:
-        raise DataError("the server's own data hold one class only; a teacher needs two")

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedge.deploy.bell import Bell
 from fedge.deploy.deployment import BELL, CONFIG, OUTCOME, RUN, VOICE, Deployment, say, started
-from fedge.deploy.flower_internals import BoundedPull, run_id_of, stock_nodes
+from fedge.deploy.flower_internals.replies import BoundedPull, run_id_of, stock_nodes
 from fedge.deploy.registry import Registry
 from fedge.deploy.stock_node import flower_pem
 from fedge.deploy.tied import tie

@@ -61,10 +61,12 @@ def run(options: argparse.Namespace) -> int:
     if options.show is not None:
         return _shown(options)
     from fedge.deploy import server_command
-    from fedge.deploy.edge_server import check_edge, for_edge
+    from fedge.deploy.deadlines import for_deployment, for_edge
     from fedge.deploy.federation import Federation
-    from fedge.deploy.rounds import check, check_state
+    from fedge.deploy.server_checks import check, check_edge, check_installed
+    from fedge.deploy.state_directory import check_state
 
+    check_installed()
     options.server = options.federation
     if (options.federation / "server").is_dir():
         options.server = options.federation / "server"
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         _refuse_learning(options)
         check_state(options.state, for_edge(config), own_id)
         return server_command.run(options, settings, EDGE_WORK)
-    check_state(options.state, config, own_id)
+    check_state(options.state, for_deployment(config), own_id)
     check(config)
     return server_command.run(options, settings)
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedge.config import Release
 from fedge.deploy.device_work import HOME, DataSource, Round
 from fedge.deploy.federation import Enrolment
 from fedge.errors import ConfigError, FedgeError
 from fedge.federated.file_store import FileStore
 from fedge.flower.messages import error_reply, frame_of, with_frame
-
-_MARGIN = 0.01  # how much worse than the current model a release may score, unless the node config says else
 
 app = ClientApp()
 
@@ -36,7 +35,7 @@ def _answer(frame: bytes, node_config: Mapping[str, object]) -> bytes:
     enrolment = Enrolment.load(bundle)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileStore(state / "client.state") as store:
-        margin = node_config.get("release-margin", _MARGIN)
+        margin = node_config.get("release-margin", Release.margin)
         if not isinstance(margin, (int, float)) or isinstance(margin, bool):
             raise ConfigError("the node config's 'release-margin' is no number")
         key, home = enrolment.signing_key(), state / HOME

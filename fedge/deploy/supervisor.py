@@ -10,7 +10,6 @@ The run dead: a new run. All children die with this process, however it dies.
 """
 
 import asyncio
-import fcntl
 import os
 import secrets
 import shutil
@@ -27,11 +26,12 @@ from typing import TYPE_CHECKING, TypeVar
 from fedge.deploy.children import Child, Log, Restarts, voice
 from fedge.deploy.deployment import CONFIG, OUTCOME, RUN, VOICE, Deployment, write_app
 from fedge.deploy.run_process import Ended, Run
+from fedge.deploy.state_directory import locked
 from fedge.durable import replace_file
 from fedge.errors import FedgeError, SetupError
 
 if TYPE_CHECKING:
-    from fedge.deploy.flower_internals import SuperLink
+    from fedge.deploy.flower_internals.runs import Runs
 
 _T = TypeVar("_T")
 
@@ -184,34 +184,34 @@ class _Server:
 
     async def _one_run(self) -> Ended | str:
         """Start a run and wait for its end; returns why it died, if it did not end by itself."""
-        from fedge.deploy.flower_internals import SuperLink  # takes seconds, while children start
+        from fedge.deploy.flower_internals.runs import Runs  # takes seconds, while children start
 
-        flower = SuperLink(self._address)
+        flower = Runs(self._address)
         try:
-            number = await _thread(flower.start_run, self._app, {CONFIG: str(self._config)})
+            number = await _thread(flower.start, self._app, {CONFIG: str(self._config)})
             self._run = Run(number, self._plan.deployment.state)
             try:
                 if not await self._begun(flower, self._run):
-                    return f"it did not begin: {await _thread(flower.run_ended, number) or 'no sign of it'}"
+                    return f"it did not begin: {await _thread(flower.ended, number) or 'no sign of it'}"
                 self._run.ready = time.monotonic()
                 await self._run.gone()
                 return self._run.outcome() or "its process was killed or failed"
             finally:
                 with suppress(ConnectionError, FedgeError):
-                    await asyncio.wait_for(_thread(flower.stop_run, number), 5.0)
+                    await asyncio.wait_for(_thread(flower.stop, number), 5.0)
         except ConnectionError as error:
             return str(error)
         finally:
             flower.close()
 
-    async def _begun(self, flower: "SuperLink", run: Run) -> bool:
+    async def _begun(self, flower: "Runs", run: Run) -> bool:
         """Wait until the process of a run says its id; false if it will not."""
         end, look = time.monotonic() + _STARTS, time.monotonic() + _LOOK
         while run.pid() is None and time.monotonic() < end:
             await asyncio.sleep(0.05)
             if time.monotonic() > look:
                 look = time.monotonic() + _LOOK
-                if await _thread(flower.run_ended, run.number):
+                if await _thread(flower.ended, run.number):
                     break
         return run.pid() is not None
 
@@ -290,31 +290,6 @@ def _cancelled(task: "asyncio.Future[_T]") -> Iterator[None]:
 
 async def _thread(what: Callable[..., _T], *given: object) -> _T:
     return await asyncio.get_running_loop().run_in_executor(None, what, *given)
-
-
-@contextmanager
-def locked(state: Path) -> Iterator[None]:
-    """The state directory is ours alone.
-
-    Raises:
-        SetupError: it cannot be used, or another server runs on it.
-    """
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SetupError(f"the state directory {state} cannot be used: {error}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise SetupError(f"another server runs on {state}") from None
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(f"the state directory {state} cannot be used: {error}") from None
-    finally:
-        os.close(handle)
 
 
 def _free_port() -> int:

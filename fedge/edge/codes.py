@@ -35,6 +35,7 @@ TEXTS = {
     "dies_on_start": "ended the processes that started it, without one answer",
     "by_hand": "was taken back by hand",
     "damaged": "is damaged on this device's disk",
+    "does_not_open": "does not open here",
 }
 """What a release did, by code: the predicate of a sentence."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedge.config import Release
 from fedge.data.types import Windows
 from fedge.edge.agreement import Likeness, likeness
 from fedge.edge.checks import (
@@ -32,7 +33,7 @@ from fedge.edge.runtime import Runtime, SlowError, try_out
 from fedge.errors import DataError, RefusedError, ReleaseError
 from fedge.release.manifest import Manifest
 
-DEFAULT_MARGIN = 0.02
+DEFAULT_MARGIN = Release.margin
 MAX_RECENT = 512
 """So many of the recent windows are looked at, the last ones."""
 _ALONE = "taken on its integrity and its self-test alone"

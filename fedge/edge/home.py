@@ -12,6 +12,7 @@ in ``state.json`` whenever it is read, and a slot that does not hold it counts a
 Several processes may share a home: one learns and updates, others answer windows.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from fedge.edge.disk import Disk
 from fedge.edge.slot_files import Installed, read_slot, told_by_itself, write_slot
 from fedge.edge.slots import SLOTS, Held, Slots
 from fedge.edge.watch import Finding, Promise, Seen, WatchRules, aged, judge, look
-from fedge.errors import FedgeError, PayloadError, ReleaseError
+from fedge.errors import FedgeError, PayloadError, ReleaseError, SetupError
 from fedge.release.manifest import parse
 
 __all__ = ["ChangedError", "Home", "Installed", "Seen"]
@@ -90,6 +91,32 @@ class Home:
         state = self.slots()
         found = (read_slot(self.disk, state, slot) for slot in (state.active, state.spare))
         return [installed for installed in found if installed is not None]
+
+    def settle(self) -> int | None:
+        """Take what is damaged for gone, where the model in use is, and the other slot has one to go on with.
+
+        Then the device knows of no trial of a model that it has lost, and the release may come again. A disk
+        that cannot be written changes nothing about which model goes on. Gives the version that was lost.
+
+        Raises:
+            SetupError: the disk cannot be read.
+        """
+        state = self.slots()
+        if state.current is None or read_slot(self.disk, state, state.active) is not None:
+            return None
+        if self.slots() != state or read_slot(self.disk, state, state.spare) is None:
+            return None
+        with contextlib.suppress(SetupError):
+            self.change(self.settled)
+        return state.current.version
+
+    def give_up(self, version: int, code: str) -> None:
+        """Go back from ``version``, where that is in use and an earlier one is here, for the reason ``code``.
+
+        Raises:
+            SetupError: the disk cannot be read or written.
+        """
+        self.change(lambda state: self._gone_back(state, Finding(version, code)))
 
     def stamp(self) -> object:
         """A cheap value that is another one when the current model may be another one."""
@@ -271,10 +298,14 @@ class Home:
 
     def _decided(self, state: Slots, version: int) -> Slots:
         """The state after the watch's decision about the model in use, ``version``."""
-        if not _is_current(state, version) or state.pinned or state.earlier is None:
+        finding = None if state.pinned else judge(version, state.watch, self.rules)
+        return state if finding is None else self._gone_back(state, finding)
+
+    def _gone_back(self, state: Slots, finding: Finding) -> Slots:
+        """The state after going back from the model in use, if ``finding`` is about it and it can be done."""
+        if not _is_current(state, finding.version) or state.earlier is None:
             return state
-        finding = judge(version, state.watch, self.rules)
-        if finding is None or read_slot(self.disk, state, state.spare) is None:
+        if read_slot(self.disk, state, state.spare) is None:
             return state
         return slots.gone_back(state, finding)
 

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ def run(options: argparse.Namespace, live: Answering | None = None) -> None:
         InputError: an option makes no sense, or nothing of the input can be used.
     """
     sources = None if options.input == _STREAM else files(Path(options.input))
+    unusable: list[str] = []
     if sources is None and (sys.stdin is None or sys.stdin.isatty()):
         raise DataError("give INPUT: a file, a folder, or pipe a stream of samples into standard input")
     with stop_signals() as stop:
@@ -86,14 +88,18 @@ def run(options: argparse.Namespace, live: Answering | None = None) -> None:
         try:
             if sources is None:
                 _read_lines(session, options, sys.stdin.fileno(), stop)
-            for file in sources or ():
-                _read_file(session, options, file, stop, None if len(sources or ()) == 1 else file.name)
+            elif Path(options.input).is_dir():
+                unusable = _read_folder(session, options, sources, stop)
+            else:
+                _read_file(session, options, sources[0], stop)
         finally:
             session.close()
             sys.stdout.flush()
     if not stop.asked:
         session.check_used()
     _say(session.summary())
+    if unusable:
+        raise DataError(f"{len(unusable)} of {len(sources or ())} files left out: {', '.join(unusable)}")
 
 
 def _open(options: argparse.Namespace, stop: Stop) -> LiveModel | None:
@@ -102,7 +108,10 @@ def _open(options: argparse.Namespace, stop: Stop) -> LiveModel | None:
     while not stop.asked:
         try:
             with named_by_user(place):
-                return LiveModel.open(place)
+                live = LiveModel.open(place)
+            if said := live.follow():
+                _say(said)
+            return live
         except NoReleaseYetError as error:
             if not options.wait:
                 raise
@@ -144,8 +153,23 @@ def _keep(options: argparse.Namespace, manifest: Manifest) -> "Keep | None":
     return open_keep(options.keep, meta, int(options.keep_mb * 1e6))
 
 
+def _read_folder(
+    session: Session, options: argparse.Namespace, found: Sequence[Path], stop: Stop
+) -> list[str]:
+    """Answer file by file. One that cannot be used is said, and the others answered; gives their names."""
+    unusable = []
+    for file in found:
+        try:
+            _read_file(session, options, file, stop, file.name)
+            session.flush()  # what is wrong with this file's windows is not the next one's fault
+        except (DataError, OSError) as error:
+            _say(f"{file.name} is left out: {error}")
+            unusable.append(file.name)
+    return unusable
+
+
 def _read_file(
-    session: Session, options: argparse.Namespace, file: Path, stop: Stop, name: str | None
+    session: Session, options: argparse.Namespace, file: Path, stop: Stop, name: str | None = None
 ) -> None:
     session.new_input()
     if not holds_windows(file):
@@ -157,7 +181,7 @@ def _read_file(
         finally:
             os.close(handle)
         return
-    for window in windows(file, session.manifest):
+    for window in windows(file, session.manifest, session.complaints.add):
         if stop.asked:
             return
         session.take(window, name)

@@ -4,7 +4,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,13 @@ def holds_windows(file: Path) -> bool:
     return file.suffix.lower() in _WINDOWS
 
 
-def windows(file: Path, manifest: Manifest) -> Iterator[Window]:
+def windows(
+    file: Path, manifest: Manifest, complain: Callable[[str, str, int], None] = lambda *_: None
+) -> Iterator[Window]:
     """The windows of an ``.npz`` file (see ``fedge.data.npz``), of which only ``X`` is needed.
 
-    A window with NaN or infinity comes as it is.
+    A window with NaN or infinity comes as it is. Labels that are none of the model's are left out, and
+    ``complain`` is told once: the kind (``label``), why, and how many.
 
     Raises:
         DataError: the file cannot be used, or its windows have another shape than the model's.
@@ -147,7 +150,12 @@ def windows(file: Path, manifest: Manifest) -> Iterator[Window]:
         sizes = ", ".join(map(str, shape))
         raise DataError(f"{file}: 'X' is {list(x.shape)} {x.dtype}; the model takes numbers [n, {sizes}]")
     _check_channels(arrays.get("channels"), manifest, file)
-    labels, scale = _labels(arrays, manifest, len(x)), _scale(arrays.get("scale"), shape[-1], file)
+    scale = _scale(arrays.get("scale"), shape[-1], file)
+    labels: list[str | float | None] = [None] * len(x)
+    try:
+        labels = _labels(arrays, manifest, len(x))
+    except DataError as error:
+        complain("label", f"{file}: its labels are left out: {error}", len(x))
     group = arrays["group"] if arrays.get("group", x).shape == (len(x),) else np.zeros(len(x), np.int8)
     stretch = np.cumsum(np.concatenate([[0], group[1:] != group[:-1]])) if len(x) else group
     for n in range(len(x)):
@@ -171,15 +179,28 @@ def _scale(scale: NDArray[Any] | None, channels: int, file: Path) -> NDArray[np.
 
 
 def _labels(arrays: dict[str, NDArray[Any]], manifest: Manifest, n: int) -> list[str | float | None]:
-    """Each window's label, as it would be written; None throughout where ``y`` is none of the model's."""
+    """Each window's label, as it would be written; None throughout where there is no ``y``.
+
+    Raises:
+        DataError: ``y`` is none of the model's.
+    """
     y, names = arrays.get("y"), arrays.get("classes")
-    if y is None or y.shape != (n,) or y.dtype.kind not in "biuf":
+    if y is None:
         return [None] * n
+    if y.shape != (n,) or y.dtype.kind not in "biuf":
+        raise DataError(f"'y' is {list(y.shape)} {y.dtype}; give a number for each of the {n} windows")
     known = Labels.of(manifest)
     if manifest.target == "number":
         return [float(v) for v in y]
     classes = known.names if names is None else tuple(map(str, names.tolist()))
     whole = np.isfinite(y) & (y == np.floor(y)) & (y >= 0) & (y < len(classes))
-    if not whole.all() or (manifest.target == "class" and not set(classes) <= set(known.names)):
-        return [None] * n
+    if not whole.all():
+        wrong = y[~whole][0]
+        raise DataError(f"'y' holds {wrong:g}, which is no index of {_some(classes)} (from 0)")
+    if manifest.target == "class" and not set(classes) <= set(known.names):
+        raise DataError(f"its classes are {_some(classes)}; the model knows {_some(known.names)}")
     return [classes[int(v)] if manifest.target == "class" else float(v) for v in y]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names)[:200]})"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedge.edge.places import Model, home_at, is_home, open_files, open_home, open_model, settled
+from fedge.edge.places import Model, damaged, home_at, is_home, open_files, open_home, open_model, settled
 from fedge.errors import DataError, FedgeError, ReleaseError
 from fedge.metrics import METRICS
 from fedge.release.manifest import Manifest
@@ -87,6 +87,7 @@ class LiveModel:
         self._lock, self._following = threading.Lock(), threading.Lock()
         self._tally, self._reported, self._confirmed = _Tally(), clock(), False
         self._said: str | None = None
+        self._news: str | None = None  # what the first look tells
 
     @classmethod
     def open(cls, place: Path) -> "LiveModel":
@@ -101,7 +102,10 @@ class LiveModel:
         if is_home(place):
             home = home_at(place)
             stamp = home.stamp()
-            return cls(open_home(home, place), home, stamp)
+            model, said = open_home(home, place)
+            live = cls(model, home, stamp)
+            live._news = said
+            return live
         return cls(open_files(place))
 
     def predict(self, x: NDArray[Any]) -> tuple[Model, NDArray[np.float32]]:
@@ -152,8 +156,11 @@ class LiveModel:
         Whatever is wrong with the home or with a new model, the model that answers goes on.
 
         Returns:
-            What happened, for a log; None if nothing did.
+            What happened, for a log; None if nothing did. The first time also what opening it came upon.
         """
+        news, self._news = self._news, None
+        if news is not None:
+            return news
         if self._home is None or not self._following.acquire(blocking=False):
             return None
         try:
@@ -196,9 +203,10 @@ class LiveModel:
         if stamp == self._stamp:
             return None
         self._stamp = stamp
+        lost = home.settle()
         installed, old = home.current(), self.current.manifest
         if installed is None or installed.manifest.model == old.model:
-            return None
+            return None if lost is None else f"{damaged(lost)}; release {self._version} goes on"
         if _task(installed.manifest) != _task(old):
             return f"release {installed.version} takes or tells something else: start again to use it"
         if reason := home.started(installed.version):

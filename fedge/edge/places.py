@@ -147,23 +147,31 @@ def home_at(place: Path) -> "Home":
     return Home(FolderDisk(place))
 
 
-def open_home(home: "Home", place: Path) -> Model:
-    """Open the home's current model; where that does not open, the one before it.
+def open_home(home: "Home", place: Path) -> tuple[Model, str | None]:
+    """Open the home's current model; where that is damaged or does not open, the other one, and say so.
 
     Raises:
         SetupError: it holds none, or cannot be read.
         ReleaseError: none of them opens.
     """
+    lost = home.settle()
     installed = _about_to_open(home, place)
+    said = None if lost is None else f"{damaged(lost)}; release {installed.version} answers"
     try:
-        return open_model(installed.manifest, installed.model)
-    except ReleaseError:
+        return open_model(installed.manifest, installed.model), said
+    except ReleaseError as error:
         with contextlib.suppress(FedgeError):
-            home.rollback()
+            home.give_up(installed.version, "does_not_open")
         before = home.current()
         if before is None or before.version == installed.version:
             raise
-        return open_model(before.manifest, before.model)
+        said = f"release {installed.version} does not open: {error}; release {before.version} answers"
+        return open_model(before.manifest, before.model), said
+
+
+def damaged(version: int) -> str:
+    """What is said of a release that a home has lost."""
+    return f"release {version} is damaged on this device's disk"
 
 
 def _about_to_open(home: "Home", place: Path) -> "Installed":
@@ -181,9 +189,9 @@ def _about_to_open(home: "Home", place: Path) -> "Installed":
 def _empty(home: "Home", place: Path) -> SetupError:
     """Why there is nothing to open in a home."""
     state = home.slots()
-    damaged = [f"{held.version}" for held in (state.a, state.b) if held is not None]
-    if damaged:
-        said = f"{place}: what it holds is damaged (release {', '.join(damaged)})"
+    lost = [f"{held.version}" for held in (state.a, state.b) if held is not None]
+    if lost:
+        said = f"{place}: what it holds is damaged (release {', '.join(lost)})"
         return SetupError(f"{said}; the device's updater, or fedge release fetch, gets it again")
     below = sorted(place.glob("v[0-9]*")) or sorted(place.glob("releases/v[0-9]*"))
     hint = f"; is {below[-1]} meant?" if below else ""

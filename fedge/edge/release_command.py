@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedge.config import Release
 from fedge.errors import InputError, ReleaseError, SetupError
 from fedge.release.pointer import METADATA
 
@@ -148,11 +149,22 @@ def _add_on_device(actions: Any) -> None:
     one.add_argument(
         "--data", type=Path, metavar="PATH", help="this device's own data: what a release is tested on"
     )
-    one.add_argument("--margin", type=float, default=0.02, metavar="P", help="how much worse (0.02)")
+    one.add_argument(
+        "--margin",
+        type=float,
+        default=Release.margin,
+        metavar="P",
+        help=f"how much worse ({Release.margin:g})",
+    )
     one.add_argument(
         "--budget-us", type=float, metavar="N", help="most microseconds for one window (default: any)"
     )
     one.add_argument("--promoted-only", action="store_true", help="take promoted releases only")
+    one.add_argument(
+        "--again",
+        action="store_true",
+        help="test the release once more, if it was refused or taken back here",
+    )
     one = _add(actions, "rollback", "go back to the earlier release on this device")
     one.add_argument("home", type=Path, metavar="HOME", help="the device's home")
     one.add_argument("--to", type=int, metavar="N", help="to this version of those that are here")

@@ -59,15 +59,22 @@ def do_fetch(options: argparse.Namespace) -> int | None:
     source = _source(options.source, trusted.tls)
     now = int(time.time())
     updater = Updater(
-        home, trusted.root, trusted.federation, lambda: now, insist_on_promoted=options.promoted_only
-    )
+        home, trusted.root, trusted.federation, lambda: now,
+        insist_on_promoted=options.promoted_only, again=options.again,
+    )  # fmt: skip
     announced = _announced(source, options.promoted_only) or _current(home)
     outcome = updater.update(source, _test(options, announced))
     if outcome.taken:
         say(f"release {outcome.version} runs here now ({outcome.code}): {outcome.reason}")
         return None
     about = f"release {outcome.version} not" if outcome.version else "nothing"
-    say(f"{about} taken ({outcome.code}): {outcome.reason}")
+    known = any(finding.version == outcome.version for finding in home.slots().findings)
+    hint = (
+        "; --again tests it once more"
+        if outcome.code == "tried_before" and known and not options.again
+        else ""
+    )
+    say(f"{about} taken ({outcome.code}): {outcome.reason}{hint}")
     return None if outcome.code in _NOTHING_NEW else 1
 
 

@@ -89,13 +89,17 @@ def _repository_lines(found: Mapping[str, Any]) -> list[str]:
 def _of_home(home: "Home") -> dict[str, Any]:
     state = home.slots()
     current = home.current()
+    here = {one.version for one in home.held()}
+    known = {held.version for held in (state.a, state.b) if held is not None}
+    in_use = current is not None and state.current is not None and current.version == state.current.version
     return {
         "schema": 1,
         "kind": "home",
         "active": current.version if current else None,
-        "held": sorted(one.version for one in home.held()),
+        "held": sorted(here),
+        "damaged": sorted(known - here),
         "pinned": state.pinned,
-        "on_trial": state.trial,
+        "on_trial": state.trial and in_use,
         "highest": state.highest,
         "promoted": state.floor or None,
         "federation": state.federation or None,
@@ -110,4 +114,5 @@ def _home_lines(found: Mapping[str, Any]) -> list[str]:
         for version in found["held"]
     ]
     told = [f"{f['reason']} ({f['code']})" for f in found["findings"]]
+    lines += [f"{version:>6}  damaged on this device's disk" for version in found["damaged"]]
     return [*(lines or ["no release"]), f"tried up to {found['highest']}", *told]

@@ -46,13 +46,15 @@ class Complaints:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self.count: Counter[str] = Counter()
+        self._times: Counter[str] = Counter()
 
-    def add(self, kind: str, text: str) -> None:
-        """One more of this ``kind``: ``sample``, ``window``, ``label``, ``write``."""
-        self.count[kind] += 1
-        n = self.count[kind]
-        if n <= _SAID or n == 10 ** round(math.log10(n)):
-            self._say(text if n <= _SAID else f"{text} (this is {kind} number {n} with something wrong)")
+    def add(self, kind: str, text: str, several: int = 1) -> None:
+        """One more of this ``kind``: ``sample``, ``window``, ``label``, ``write``; or ``several`` at once."""
+        self.count[kind] += several
+        self._times[kind] += 1
+        n, times = self.count[kind], self._times[kind]
+        if times <= _SAID or times == 10 ** round(math.log10(times)):
+            self._say(text if times <= _SAID else f"{text} (this is {kind} number {n} with something wrong)")
 
 
 class Session:

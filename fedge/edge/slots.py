@@ -106,8 +106,15 @@ def vouched(state: Slots, vouchers: str) -> Slots:
     return replace(state, vouchers=vouchers, highest=state.floor, findings=())
 
 
-def check_offer(state: Slots, version: int, manifest: str) -> None:
+def check_offer(state: Slots, version: int, manifest: str, *, again: bool = False) -> None:
     """Check that release ``version``, whose manifest has the SHA-256 ``manifest``, may be tried.
+
+    Args:
+        state: of this device.
+        version: what is offered.
+        manifest: its SHA-256 in hex.
+        again: the owner wants a release that was refused or taken back here, and is above the one in use, to
+            be tried once more.
 
     Raises:
         NotTakenError: the device is pinned, the version is below the promoted one, or it is not above every
@@ -119,9 +126,10 @@ def check_offer(state: Slots, version: int, manifest: str) -> None:
         )
     if version < state.floor:
         raise NotTakenError("below_promoted", f"release {version} is below the promoted one, {state.floor}")
-    again = state.lost is not None and (version, manifest) == (state.lost.version, state.lost.manifest)
-    if version <= state.highest and not again:
-        known = [f.reason for f in state.findings if f.version == version]
+    known = [f.reason for f in state.findings if f.version == version]
+    wanted = again and bool(known) and (state.current is None or version > state.current.version)
+    lost = state.lost is not None and (version, manifest) == (state.lost.version, state.lost.manifest)
+    if version <= state.highest and not (lost or wanted):
         why = f": {known[-1]}" if known else f": it is not above {state.highest}"
         raise NotTakenError("tried_before", f"release {version} is not tried again here{why}")
 

@@ -99,6 +99,7 @@ class Updater:
         now: Callable[[], int],
         *,
         insist_on_promoted: bool = False,
+        again: bool = False,
     ) -> None:
         """Nothing is read or written yet.
 
@@ -108,9 +109,10 @@ class Updater:
             federation: whose releases it takes, in hex.
             now: Unix time in seconds.
             insist_on_promoted: take only what the offline key has promoted.
+            again: also what was refused or taken back here: see ``slots.check_offer``.
         """
         self._home, self._root, self._federation, self._now = home, root, federation, now
-        self._insist = insist_on_promoted
+        self._insist, self._again = insist_on_promoted, again
         self._undo: Callable[[Slots], Slots] = lambda state: state  # where the disk was too full for it
 
     def update(self, source: Source, test: GateInputs) -> Outcome:
@@ -170,7 +172,7 @@ class Updater:
         digest = "" if target is None else target.hashes.get("sha256", "")
         if state.current is not None and (version, digest) == (state.current.version, state.current.manifest):
             raise NotTakenError("up_to_date", f"this device runs release {version}, which is the newest")
-        slots.check_offer(state, version, digest)
+        slots.check_offer(state, version, digest, again=self._again)
 
     def _fetch(self, offer: "Offer") -> _Arrived:
         """Fetch a release and check that it is what it says, and of this federation, and has not expired."""

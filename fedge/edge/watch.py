@@ -7,6 +7,7 @@ out within a few dozen answers: once there are many, all of them count half.
 import math
 from dataclasses import dataclass, field, replace
 
+from fedge.config import Release
 from fedge.edge.codes import TEXTS
 
 _MANY_ANSWERS, _MANY_WINDOWS = 1024, 4096
@@ -38,7 +39,7 @@ class WatchRules:
     latency_slack_us: float = 1000.0
     slow_looks: int = 3
     least_windows: int = 30
-    margin: float = 0.02
+    margin: float = Release.margin
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ _RECENT = 512  # windows, to compare answers on where none of the device's own i
 BROKEN = "package"
 """The verdict on a package that this device cannot read: it was made for one that holds another release."""
 
+WANTS_PROMOTED = "wants_promoted"
+"""The verdict of a device that takes promoted releases only, on a package that leads to another one."""
+
 
 @dataclass(frozen=True)
 class Releases:
@@ -70,7 +73,7 @@ def consider(package: bytes, federation: str, releases: Releases, disk: Disk, da
         _log.info("release %s %s (%s): %s", outcome.version or "", done, outcome.code, outcome.reason)
         return _verdict(outcome)
     except FetchError:
-        return _verdict(Outcome(0, False, BROKEN, ""))
+        return _verdict(Outcome(0, False, WANTS_PROMOTED if releases.promoted_only else BROKEN, ""))
 
 
 def _opened(package: bytes, home: Home) -> PackageSource:

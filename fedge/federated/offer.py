@@ -1,13 +1,14 @@
 """Releases in the course of the rounds: published when due, offered to every client, verdicts collected."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedge.errors import FedgeError, UpdateError
 from fedge.federated import frames
-from fedge.federated.consider import BROKEN
+from fedge.federated.consider import BROKEN, WANTS_PROMOTED
 from fedge.federated.federation import Federation, Traffic, ask, available, refused, welcomed
 from fedge.federated.frames import Offer, Verdict
 from fedge.federated.publish import publish_release
@@ -36,7 +37,12 @@ def release(
         mean,
     )
     traffic = Traffic()
-    verdicts = offer(state, federation, publisher.repository.package, number, traffic)
+    package = publisher.repository.package
+    verdicts = offer(state, federation, package, number, traffic)
+    those = frozenset(c for c, v in verdicts.items() if v.code == WANTS_PROMOTED)
+    if those:
+        promoted = partial(package, promoted=True)
+        verdicts |= offer(state, federation, promoted, number, traffic, those)
     record["release"] = {
         "version": published.version,
         "path": _shown(published.path),
@@ -65,13 +71,16 @@ def offer(
     package: Callable[[int | None], bytes],
     number: int,
     traffic: Traffic,
+    only: Set[str] | None = None,
 ) -> dict[str, Verdict]:
     """Send everyone what leads from the release that it runs to the newest; what each made of it.
 
-    ``package`` gives that, for who runs a release of this number, or none.
+    ``package`` gives that, for who runs a release of this number, or none; ``only`` these are asked.
     """
     tasks, verdicts = {}, {}
     for client in welcomed(state, [c for c in available(federation) if c in state.clients]):
+        if only is not None and client not in only:
+            continue
         tasks[client] = frames.encode_task(Offer(package(state.clients[client].release or None)))
     for client, answer in ask(federation, tasks, traffic):
         try:
@@ -94,7 +103,7 @@ def running(clients: Mapping[str, ClientRecord], verdicts: Mapping[str, Verdict]
     for client, verdict in verdicts.items():
         if verdict.taken:
             records[client] = replace(records[client], release=verdict.version)
-        elif verdict.code == BROKEN:
+        elif verdict.code in (BROKEN, WANTS_PROMOTED):
             records[client] = replace(records[client], release=0)
     return records
 

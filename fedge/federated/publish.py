@@ -55,8 +55,9 @@ def publish_release(
 ) -> Published:
     """Export the global ``weights`` after round ``number``, and publish it as release ``version``.
 
-    Where another one of that version is there already (the journal was restored and is behind the repository,
-    or is a new one beside it), it gets the next number that was never used: a published release never changes.
+    Where another one of that version is there already (the journal was restored and is behind the
+    repository, or is a new one beside it), it gets the next number that was never used: a published release
+    never changes.
     """
     plan = prepared.plan
     export, kind = _PRECISIONS[config.release.precision]

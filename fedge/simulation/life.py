@@ -21,6 +21,7 @@ from fedge.federated.publish import Publisher
 from fedge.federated.server import Federation, run_rounds
 from fedge.flower.client_app import make_client_app
 from fedge.flower.grid_clients import GridClients
+from fedge.flower.robust import robust
 from fedge.observe import Observer, silent
 from fedge.release.repository import Repository
 from fedge.simulation.flower_internals import own_run
@@ -156,6 +157,7 @@ def live(
         journal=journal,
         observer=observer,
         score=scorer,
+        robust=robust(world.config),
     )
     observer.event("note", text=_initial_line(scorer, prepared))
     with placed(federation, world, out) as whole:

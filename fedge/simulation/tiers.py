@@ -107,6 +107,7 @@ def placed(federation: Federation, world: World, folder: Path) -> Iterator[Feder
             federation,
             config=_above(federation.config),
             clients=_InTurn(edges),
+            robust=None,
             ended=lambda number: {"members": _below(edges, number)},
         )
         fleets = {n: (e, e.fleet) for n, e in edges.items() if e.fleet is not None}

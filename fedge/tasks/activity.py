@@ -1,15 +1,24 @@
 """Windows of sensor data to classes: what a person does, what state a machine is in."""
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from fedge.augment import WindowVariation, vary_windows
 from fedge.tasks import Task, Turning
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
-def augment(x: Tensor, generator: torch.Generator, turning: Turning) -> Tensor:
+
+def loss(outputs: "Tensor", labels: "Tensor") -> "Tensor":
+    """Cross-entropy of ``outputs [n, classes]`` with ``labels [n]``."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(outputs, labels)
+
+
+def augment(x: "Tensor", generator: "Generator", turning: Turning) -> "Tensor":
     """Windows ``[n, channels, time]`` as another wearer or mounting would give them."""
+    from fedge.augment import WindowVariation, vary_windows
+
     return vary_windows(x, generator, WindowVariation(rotation=turning.degrees, triples=turning.triples))
 
 
@@ -21,6 +30,6 @@ TASK = Task(
     also=("macro_f1",),
     teacher="residual",
     distillation="soft_targets",
-    loss=F.cross_entropy,
+    loss=loss,
     augment=augment,
 )

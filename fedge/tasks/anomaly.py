@@ -8,16 +8,25 @@ what is differ, and how much they differ is the score. An autoencoder that is on
 copies a fault as well as anything else.
 """
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from fedge.augment import corrupted
 from fedge.tasks import Task, Turning
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
-def augment(x: Tensor, generator: torch.Generator, _turning: Turning) -> Tensor:
+
+def loss(outputs: "Tensor", targets: "Tensor") -> "Tensor":
+    """Mean squared error of ``outputs [n, outputs]``."""
+    from torch.nn.functional import mse_loss
+
+    return mse_loss(outputs, targets)
+
+
+def augment(x: "Tensor", generator: "Generator", _turning: Turning) -> "Tensor":
     """Windows ``[n, channels, time]`` of which half have a fault."""
+    from fedge.augment import corrupted
+
     return corrupted(x, generator)
 
 
@@ -29,6 +38,6 @@ TASK = Task(
     also=("auprc",),
     teacher="autoencoder",
     distillation="reconstruction",
-    loss=F.mse_loss,
+    loss=loss,
     augment=augment,
 )

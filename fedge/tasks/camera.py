@@ -1,11 +1,11 @@
 """Images to classes: which way a sign points, what is in front of a camera."""
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from fedge.augment import ImageVariation, vary_images
 from fedge.tasks import Task, Turning
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 _SHIFT = 0.1
 """Largest shift, as a share of the shorter side; never mirrored: left and right are classes."""
@@ -14,8 +14,17 @@ _LIGHT, _CONTRAST = 0.6, 0.5
 """Cameras outdoors differ most in light: measured on road signs, twice what is usual gains 2 points."""
 
 
-def augment(x: Tensor, generator: torch.Generator, _turning: Turning) -> Tensor:
+def loss(outputs: "Tensor", labels: "Tensor") -> "Tensor":
+    """Cross-entropy of ``outputs [n, classes]`` with ``labels [n]``."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(outputs, labels)
+
+
+def augment(x: "Tensor", generator: "Generator", _turning: Turning) -> "Tensor":
     """Images ``[n, channels, height, width]`` from a little further left or up, in other light."""
+    from fedge.augment import ImageVariation, vary_images
+
     how = ImageVariation(max(1, round(_SHIFT * min(x.shape[2:]))), _LIGHT, _CONTRAST)
     return vary_images(x, generator, how)
 
@@ -28,6 +37,6 @@ TASK = Task(
     also=("macro_f1",),
     teacher="residual",
     distillation="soft_targets",
-    loss=F.cross_entropy,
+    loss=loss,
     augment=augment,
 )

@@ -1,19 +1,27 @@
 """Windows to a number: for how many cycles or hours will this go on working?"""
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from fedge.augment import WindowVariation, vary_windows
 from fedge.tasks import Task, Turning
 
-_VARIATION = WindowVariation(scale=0.02, jitter=0.1, offset=0.02, shift=0.0)
-"""Little: the level of a channel is what tells how worn a machine is."""
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
-def augment(x: Tensor, generator: torch.Generator, _turning: Turning) -> Tensor:
+def loss(outputs: "Tensor", targets: "Tensor") -> "Tensor":
+    """Mean squared error of ``outputs [n, outputs]``."""
+    from torch.nn.functional import mse_loss
+
+    return mse_loss(outputs, targets)
+
+
+def augment(x: "Tensor", generator: "Generator", _turning: Turning) -> "Tensor":
     """Windows ``[n, channels, time]`` as another machine of the same age would give them."""
-    return vary_windows(x, generator, _VARIATION)
+    from fedge.augment import WindowVariation, vary_windows
+
+    # Little: the level of a channel is what tells how worn a machine is.
+    how = WindowVariation(scale=0.02, jitter=0.1, offset=0.02, shift=0.0)
+    return vary_windows(x, generator, how)
 
 
 TASK = Task(
@@ -24,6 +32,6 @@ TASK = Task(
     also=(),
     teacher="residual",
     distillation="regression",
-    loss=F.mse_loss,
+    loss=loss,
     augment=augment,
 )

@@ -14,7 +14,7 @@ from fedge.deploy.bell import BellServer
 from fedge.deploy.children import Log
 from fedge.deploy.deployment import BELL, Deployment
 from fedge.deploy.fleet import FleetUpstream
-from fedge.deploy.flower_internals import SuperLink
+from fedge.deploy.flower_internals.nodes import Nodes
 from fedge.deploy.supervisor import Plan, supervise
 from fedge.errors import ConfigError, FedgeError
 from fedge.flower.grid_clients import GridClients
@@ -55,7 +55,7 @@ async def _client(fleet: FleetUpstream, name: str) -> None:
 
 
 async def _gateway(state: Path, superlink: str) -> None:
-    fleet = FleetUpstream(SuperLink(superlink))
+    fleet = FleetUpstream(Nodes(superlink))
     bell = BellServer(state / BELL, fleet.ring, fleet.verify)
     fleet.teller = bell
     await bell.start()

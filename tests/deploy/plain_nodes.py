@@ -27,7 +27,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from deploy import live_federation as live
 from deploy.plain_flower import ATTACKS, CONTENT, HONEST, OWN, WIRE, bomb, full, reply
-from fedge.deploy.flower_internals import NodeKey, SuperLink
+from fedge.deploy.flower_internals.keys import NodeKey
+from fedge.deploy.flower_internals.nodes import Nodes
 
 _PYPROJECT = """\
 [build-system]
@@ -83,7 +84,7 @@ class Garbage(ConfigRecord):
 class Node:
     """A node of the federation; the ``n``-th task that it gets is that of the ``n``-th attack."""
 
-    def __init__(self, flower: SuperLink, port: int, forge: Callable[[], int] | None = None) -> None:
+    def __init__(self, flower: Nodes, port: int, forge: Callable[[], int] | None = None) -> None:
         """Join; ``forge`` makes it the attacker, and gives the id of the node that it may claim to be."""
         self._key, self._forge, self._done = NodeKey(), forge, 0
         self.id = flower.join(self._key)

@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 from fedge.deploy import enrol, pki
-from fedge.deploy.enrol import Device
 from fedge.deploy.federation import Federation
+from fedge.deploy.issue import Device
 
 NOW = 1_790_000_000.0
 """Unix seconds, in September 2026: when everything in these tests is made."""

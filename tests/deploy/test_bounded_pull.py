@@ -16,7 +16,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.superlink.grid import HttpGrid
 
-from fedge.deploy.flower_internals import BoundedPull
+from fedge.deploy.flower_internals.replies import BoundedPull
 from fedge.flower.messages import frame_of, with_frame
 
 

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.link_lab import LARGEST, Lab, Proxy, Running, answer_to, make_federation, until
+from fedge.config import Config
 from fedge.deploy import device, enrol
 from fedge.deploy.device_limits import (
     ByteAccount,
@@ -39,6 +40,9 @@ from fedge.deploy.device_link import back_off
 from fedge.deploy.device_store import LinkStore
 from fedge.deploy.device_words import Complaints, JsonLines, TroubleError, clock_words, notify, trouble
 from fedge.deploy.device_work import Worker, reason_of, stamp_of
+from fedge.edge import release_command
+from fedge.edge.gate import GateInputs
+from fedge.edge.watch import WatchRules
 from fedge.errors import ConfigError, DataError, PayloadError, SetupError, SignatureError, UpdateError
 from fedge.link.device_end import DeviceDesk
 from fedge.link.frames import LinkError, Place, Reason, Refusal, Refused
@@ -146,10 +150,11 @@ def test_an_idle_link_costs_few_bytes(home: Path, tmp_path: Path) -> None:
 
 def test_a_dead_link_is_noticed() -> None:
     """The intervals: a silent gateway is given up before the gateway gives up a silent device."""
-    from fedge.deploy import device_link
+    from fedge.deploy.device_conversation import DEAD
+    from fedge.deploy.device_link import PING
     from fedge.deploy.gateway_limits import Limits
 
-    assert Limits().silence > device_link.PING + device_link._DEAD
+    assert Limits().silence > PING + DEAD
 
 
 def test_a_refused_device_says_why_once(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -800,3 +805,13 @@ def test_real_rounds_run_on_new_data_and_small_memory(
     assert log.count("windows to train on") == 2
     resident = next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmRSS"))
     assert resident < 330_000
+
+
+def test_a_release_is_tested_as_strictly_by_every_command_and_in_simulations() -> None:
+    """One default of the margin: what a device refuses must not depend on how the release came."""
+    client, release = argparse.ArgumentParser(), argparse.ArgumentParser()
+    device.add_arguments(client)
+    release_command.add_arguments(release)
+    linked = client.parse_args(["bundle", "--data", "x.npz"]).release_margin
+    fetched = release.parse_args(["fetch", "home", "--from", "here"]).margin
+    assert {linked, fetched, GateInputs().margin, WatchRules().margin} == {Config().release.margin}

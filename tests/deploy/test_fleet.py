@@ -13,7 +13,9 @@ from flwr.app import ConfigRecord, Error, Metadata
 
 from fedge.deploy.bell import Bell, BellServer
 from fedge.deploy.fleet import FleetUpstream
-from fedge.deploy.flower_internals import HEARTBEAT, Fetched, NodeKey, record_frame
+from fedge.deploy.flower_internals.keys import NodeKey
+from fedge.deploy.flower_internals.nodes import HEARTBEAT, Fetched
+from fedge.deploy.flower_internals.records import record_frame
 from fedge.errors import PayloadError, UpdateError
 from fedge.flower.messages import CANNOT_FOLLOW, REFUSED, UNSOUND
 

@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from deploy import live_federation as live
 from deploy.plain_flower import ATTACKS, CONTENT, HONEST, NODES, TIMEOUT, full, play, reply
 from deploy.plain_nodes import Node, lines, superlink, write_app
-from fedge.deploy.flower_internals import SuperLink
+from fedge.deploy.flower_internals.nodes import Nodes
+from fedge.deploy.flower_internals.runs import Runs
 from fedge.simulation.flower_internals import own_run
 
 OUTCOMES = {
@@ -97,10 +98,11 @@ def test_a_plain_deployment_falls_to_nearly_every_attack(tmp_path: Path, wide: b
     app = write_app(tmp_path / "app")
     with ExitStack() as stack:
         link = stack.enter_context(superlink(tmp_path, port))
-        flower = SuperLink(f"127.0.0.1:{port}")
+        flower, runs = Nodes(f"127.0.0.1:{port}"), Runs(f"127.0.0.1:{port}")
         stack.callback(flower.close)
+        stack.callback(runs.close)
         run_config = {"out": str(out), "attacks": " ".join(ATTACKS)}
-        live.until(lambda: _started(flower, app, run_config))
+        live.until(lambda: _started(runs, app, run_config))
         nodes = [Node(flower, port), Node(flower, port)]
         nodes.append(Node(flower, port, lambda: nodes[0].id))
         for node in nodes:
@@ -125,9 +127,9 @@ def test_a_plain_deployment_falls_to_nearly_every_attack(tmp_path: Path, wide: b
     assert grown > 0.8 * BODY
 
 
-def _started(flower: SuperLink, app: Path, run_config: dict[str, str]) -> bool:
+def _started(runs: Runs, app: Path, run_config: dict[str, str]) -> bool:
     try:
-        flower.start_run(app, run_config)
+        runs.start(app, run_config)
     except ConnectionError:
         return False
     return True

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedge.deploy import bundle_file, enrol, own_keys, pki, provision
-from fedge.deploy.enrol import Device
 from fedge.deploy.federation import Enrolment, Federation, Registry, load_certificate
+from fedge.deploy.issue import Device
 from fedge.deploy.signing_request import parse_request
 from fedge.deploy.tls import device_context, server_context
 from fedge.errors import ConfigError, FedgeError, PayloadError, RefusedError, SetupError, SignatureError

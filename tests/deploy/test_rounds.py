@@ -24,12 +24,13 @@ from deploy import live_federation as live
 from deploy.link_lab import Lab
 from fedge import cli, plugins
 from fedge.config import config_from, config_text, load_config
+from fedge.deploy.deadlines import for_deployment
 from fedge.deploy.device_work import DataSource, Round
 from fedge.deploy.federation import Enrolment
 from fedge.deploy.federation import Federation as Provisioned
+from fedge.deploy.own_data import read_data, server_data
 from fedge.deploy.registry import Registry
-from fedge.deploy.rounds import bind, for_deployment, read_data, server_data
-from fedge.deploy.supervisor import locked
+from fedge.deploy.state_directory import bind, locked
 from fedge.errors import FedgeError, SetupError
 from fedge.federated.federation import Federation, NotYetError
 from fedge.federated.journal import Journal

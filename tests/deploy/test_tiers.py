@@ -10,9 +10,8 @@ from federated.build import config_for
 from deploy import live_federation as live
 from fedge import cli
 from fedge.deploy import enrol, own_keys
-from fedge.deploy.edge_server import for_edge
+from fedge.deploy.deadlines import for_deployment, for_edge
 from fedge.deploy.federation import Enrolment, Federation, bundle_files
-from fedge.deploy.rounds import for_deployment
 from fedge.errors import PayloadError
 from fedge.federated.client_state import ClientState
 from fedge.federated.file_store import FileStore

@@ -96,6 +96,26 @@ def test_damaged_slot_gives_way_to_the_other(home: Home, disk: Disk, file: str) 
     assert home.current() is None
 
 
+def test_damaged_model_is_on_trial_no_more_and_may_come_again(home: Home, disk: Disk) -> None:
+    assert home.settle() is None
+    damage(disk, "b.onnx")
+    assert home.slots().trial
+    assert home.settle() == 2
+    state = home.slots()
+    assert (version_of(home), state.trial, state.earlier) == (1, False, None)
+    assert [f.code for f in state.findings] == ["damaged"]
+    assert state.lost is not None
+    assert home.settle() is None
+
+
+def test_home_with_nothing_whole_is_left_as_it_is(home: Home, disk: Disk) -> None:
+    before = home.slots()
+    damage(disk, "a.onnx")
+    damage(disk, "b.onnx")
+    assert home.settle() is None
+    assert home.slots() == before  # so whoever opens it can say what was here
+
+
 @pytest.mark.parametrize("harm", ["damaged", "removed", "empty"])
 def test_damaged_state_still_leads_to_the_newest_whole_model(home: Home, disk: Disk, harm: str) -> None:
     if harm == "damaged":

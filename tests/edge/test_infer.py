@@ -109,13 +109,26 @@ def test_labels_of_a_file_are_scored(tmp_path: Path, release: Path, infer: Calla
     assert f"accuracy {accuracy(naive(x), y):.4f} on 40 with a label" in said
 
 
-def test_labels_of_a_file_that_are_not_the_models_are_left_out(
-    tmp_path: Path, release: Path, infer: Callable[..., Ran]
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"y": [0, 1, 2, 3]}, "'y' holds 3, which is no index of 3 classes (x, y, z)"),
+        ({"y": [0.0, np.nan, 2.0, 1.0]}, "'y' holds nan"),
+        ({"y": [0, 1]}, "'y' is [2] int64"),
+        ({"y": ["x", "y", "z", "x"]}, "'y' is [4] <U1"),
+        ({"y": [0, 1, 1, 0], "classes": ["x", "walk"]}, "its classes are 2 classes (x, walk)"),
+    ],
+)
+def test_labels_of_a_file_that_are_not_the_models_are_left_out_and_said_once(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran], labels: dict[str, Any], said: str
 ) -> None:
-    np.savez(tmp_path / "a.npz", X=windows(4), y=[0, 1, 2, 3])
-    code, answers, _ = infer(release, tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", X=windows(4), **labels)
+    code, answers, errors = infer(release, tmp_path / "a.npz")
     assert code == 0
     assert all("label" not in a for a in answers)
+    assert said in errors
+    assert errors.count("its labels are left out") == 1
+    assert "4 labels left out" in errors
 
 
 def test_integers_with_a_scale_are_what_they_stand_for(
@@ -150,6 +163,35 @@ def test_folder_is_answered_file_by_file(tmp_path: Path, release: Path, infer: C
         *[("a.csv", n) for n in range(3)],
         *[("b.npz", n) for n in range(2)],
     ]
+
+
+def test_damaged_file_in_a_folder_is_named_and_the_others_are_answered(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.savez(folder / "b.npz", X=windows(2))
+    np.savez(folder / "d.npz", X=windows(2)[:, 1:])
+    (folder / "a.npz").write_bytes((folder / "b.npz").read_bytes()[:-40])
+    file_of(folder / "c.csv", ["1,2", "3,4"])
+    file_of(folder / "e.csv", csv_lines(samples(16)))
+    code, answers, said = infer(release, folder)
+    assert code == 2
+    assert [a["file"] for a in answers] == ["b.npz"] * 2 + ["e.csv"] * 3
+    assert [line.split()[1] for line in said.splitlines() if " is left out: " in line] == [
+        "a.npz", "c.csv", "d.npz",
+    ]  # fmt: skip
+    assert "5 windows answered" in said
+    assert said.splitlines()[-1] == "fedge: error: 3 of 5 files left out: a.npz, c.csv, d.npz"
+
+
+def test_folder_of_one_file_names_it_like_any_other(
+    tmp_path: Path, release: Path, infer: Callable[..., Ran]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.savez(folder / "a.npz", X=windows(2))
+    assert [a["file"] for a in infer(release, folder)[1]] == ["a.npz"] * 2
 
 
 def test_anomalies_have_a_score_and_the_releases_threshold(tmp_path: Path, infer: Callable[..., Ran]) -> None:
@@ -376,6 +418,19 @@ def test_home_whose_slots_are_damaged_is_not_called_empty(tmp_path: Path, infer:
     code, _, said = infer(tmp_path / "home", "-")
     assert (code, said.count("\n")) == (2, 1)
     assert "damaged (release 7)" in said
+
+
+def test_damaged_slot_is_said_when_the_other_release_answers(
+    tmp_path: Path, infer: Callable[..., Ran]
+) -> None:
+    home, file = tmp_path / "home", file_of(tmp_path / "a.csv", csv_lines(samples(TIME)))
+    for version in (6, 7):
+        install(FolderDisk(home), version)
+    (home / "b.onnx").write_bytes(b"cut")
+    code, answers, said = infer(home, file)
+    assert (code, [a["release"] for a in answers]) == (0, [6])
+    assert "release 7 is damaged on this device's disk; release 6 answers" in said
+    assert "damaged" not in infer(home, file)[2]  # the home knows by now
 
 
 def test_home_is_found_in_the_state_folder_of_a_client(tmp_path: Path, infer: Callable[..., Ran]) -> None:

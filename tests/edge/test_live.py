@@ -125,10 +125,25 @@ def test_model_that_does_not_open_any_more_gives_way_to_the_one_before(tmp_path:
     install(disk, 1)
     damaged = GOOD[:-9]
     install(disk, 2, damaged)
-    assert LiveModel.open(tmp_path).current.manifest.version == 1
+    live = LiveModel.open(tmp_path)
+    assert live.current.manifest.version == 1
     current = Home(disk).current()
     assert current is not None
     assert current.version == 1
+    assert str(live.follow()).startswith("release 2 does not open: ")
+    assert live.follow() is None
+    assert [f.code for f in Home(disk).slots().findings] == ["does_not_open"]  # and not "by hand"
+
+
+def test_release_damaged_before_it_was_opened_is_said_while_the_old_one_goes_on(tmp_path: Path) -> None:
+    disk = FolderDisk(tmp_path)
+    install(disk, 1)
+    live = LiveModel.open(tmp_path)
+    install(disk, 2, OTHER)
+    (tmp_path / "b.onnx").write_bytes(b"cut")
+    assert live.follow() == "release 2 is damaged on this device's disk; release 1 goes on"
+    assert live.follow() is None
+    assert not Home(disk).slots().trial
 
 
 def test_home_that_cannot_be_written_is_no_reason_not_to_answer(tmp_path: Path) -> None:

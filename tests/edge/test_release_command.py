@@ -199,6 +199,34 @@ def test_fetch_tests_a_release_on_the_devices_own_data(place: Place, capsys: Sai
     assert Device(place.federation, place.home).version == 1
 
 
+def test_mistyped_limit_costs_no_release(place: Place, capsys: Said) -> None:
+    place.federation.good(1)
+    assert place.fetch() == 0
+    place.federation.good(2)
+    assert place.fetch("--budget-us", "0.001") == 1
+    assert place.fetch() == 1
+    said = capsys.readouterr().out
+    assert "(tried_before)" in said
+    assert "--again tests it once more" in said
+    assert place.fetch("--again") == 0
+    assert "release 2 runs here now" in capsys.readouterr().out
+    assert place.fetch("--again") == 0
+    assert "(up_to_date)" in capsys.readouterr().out
+
+
+def test_list_of_a_home_with_a_damaged_slot_tells_what_runs(place: Place, capsys: Said) -> None:
+    for version in (1, 2):
+        place.federation.good(version)
+        assert place.fetch() == 0
+    (place.home / "b.onnx").write_bytes(b"cut")
+    capsys.readouterr()
+    assert release("list", place.home) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["1  <- in use", "2  damaged on this device's disk"]
+    assert place.fetch() == 0  # and it comes again
+    assert Device(place.federation, place.home).version == 2
+
+
 def test_fetch_of_promoted_releases_only(place: Place, capsys: Said) -> None:
     for version in (1, 2):
         place.federation.good(version)

@@ -201,6 +201,24 @@ def test_threads_do_not_mix_up_their_answers() -> None:
     assert wrong == []
 
 
+def test_opening_a_model_leaves_no_identifier_and_starts_no_uploader(tmp_path: Path) -> None:
+    """ONNX Runtime's own builds report to their maker unless they are told not to."""
+    (tmp_path / "model.onnx").write_bytes(model().SerializeToString())
+    code = (
+        "import os, sys; from pathlib import Path; from fedge.edge.runtime import Runtime\n"
+        "Runtime(Path(sys.argv[1])); print(len(os.listdir('/proc/self/task')))"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    told = ("ORT_", "XDG_", "CI", "GITHUB_", "TF_BUILD", "JENKINS", "TRAVIS")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(told)} | {"HOME": str(home)}
+    env |= {"OPENBLAS_NUM_THREADS": "1"}
+    args = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
+    done = subprocess.run(args, env=env, capture_output=True, text=True, check=True)
+    assert list(home.rglob("*")) == []
+    assert done.stdout == "1\n"  # its uploader would have threads of its own
+
+
 def test_model_is_read_from_a_path(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(GOOD)

@@ -28,10 +28,10 @@ def with_versions(*versions: int) -> Slots:
     return state
 
 
-def offered(state: Slots, version: int) -> str:
+def offered(state: Slots, version: int, *, again: bool = False) -> str:
     """The code with which a version is refused; empty if it may be tried."""
     try:
-        slots.check_offer(state, version, held(version).manifest)
+        slots.check_offer(state, version, held(version).manifest, again=again)
     except NotTakenError as error:
         return error.code
     return ""
@@ -151,6 +151,21 @@ def test_keys_of_a_thief_that_used_up_all_numbers_are_not_the_end() -> None:
     renewed = slots.vouched(state, OTHER)
     assert [offered(renewed, v) for v in (1, 2, 3)] == ["below_promoted", "tried_before", ""]
     assert slots.vouched(renewed, OTHER) == renewed
+
+
+def test_release_refused_by_a_mistake_may_be_tried_again_where_the_owner_says_so() -> None:
+    state = slots.found(slots.attempted(with_versions(1), 2), Finding(2, "slow", 9.0))
+    assert offered(state, 2) == "tried_before"
+    assert offered(state, 2, again=True) == ""
+    assert offered(slots.promoted(state, 3), 2, again=True) == "below_promoted"
+    assert offered(replace(state, pinned=True), 2, again=True) == "pinned"
+
+
+def test_trying_again_takes_nothing_that_is_older_or_unknown() -> None:
+    state = slots.gone_back(with_versions(1, 2, 4), Finding(4, "by_hand"))
+    assert [offered(state, v, again=True) for v in (1, 2, 3, 4)] == ["tried_before"] * 3 + [""]
+    found = slots.found(with_versions(1, 4), Finding(3, "worse"))
+    assert offered(found, 3, again=True) == "tried_before"  # below the one in use
 
 
 def test_another_federation_starts_anew_and_the_model_stays() -> None:

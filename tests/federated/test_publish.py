@@ -22,6 +22,7 @@ from fedge.federated.publish import Published, Publisher, publish_release
 from fedge.federated.server import _fresh_state, run_round, run_rounds
 from fedge.federated.training import answers
 from fedge.release.manifest import FLOAT32, INT8, ModelFile, parse
+from fedge.release.offline import promote
 from fedge.simulation.world import BEGINNING, World
 
 
@@ -214,6 +215,31 @@ def test_a_device_that_lost_its_home_gets_all_of_the_next_release(
         ]
     assert [d["reason"] for d in decisions[:2]] == ["no_current", BROKEN]
     assert decisions[2]["taken"]
+
+
+def test_device_that_takes_promoted_releases_only_is_sent_them_by_the_rounds(
+    small_world: World, small_prepared: Prepared, tmp_path: Path
+) -> None:
+    """The package that everybody gets leads to the newest release, which this device does not take."""
+    fleet, careful = fleet_of(small_world), min(small_world.roles.participants)
+    device = fleet.devices[careful]
+    fleet.devices[careful] = replace(device, releases=replace(device.releases, promoted_only=True))
+    with Journal(tmp_path / "journal") as journal:
+        federation, _ = federation_of(small_world, small_prepared, fleet, journal, tmp_path)
+        federation = replace(
+            federation, config=replace(federation.config, release=Release(every=1), rounds=Rounds(rounds=3))
+        )
+        state, runs = _fresh_state(federation), []
+        for _ in range(3):
+            state = run_round(state, federation)
+            runs.append((_runs(fleet.devices[careful]), state.clients[careful].release))
+            if state.round == 1:
+                promote(tmp_path / "releases", small_world.release_keys().targets, 1, BEGINNING)
+        said = [
+            next(d for d in r["release"]["decisions"] if d["client"] == careful) for r in journal.rounds()
+        ]
+    assert runs == [(0, 0), (1, 1), (1, 1)]
+    assert [d["reason"] for d in said] == ["nothing", "no_current", "up_to_date"]
 
 
 def test_the_same_offer_again_gets_the_same_verdict(

@@ -135,6 +135,15 @@ def test_another_seed_gives_another_report(small_config: Config, whole: Report, 
     assert other["release"]["sha256"] != whole["release"]["sha256"]
 
 
+def test_what_stands_in_for_the_mean_on_machines_does_so_in_a_simulation(
+    small_config: Config, whole: Report, tmp_path: Path
+) -> None:
+    rounds = replace(small_config.rounds, robust="multikrum", hostile=1)
+    robust = _live(build_world(replace(small_config, rounds=rounds)), tmp_path / "robust")
+    assert timeless(robust)["score"] != timeless(whole)["score"]
+    assert [r["counted"] for r in robust["rounds_log"]] == [r["counted"] for r in whole["rounds_log"]]
+
+
 def test_the_stated_share_of_zeros_is_in_the_released_file(out: Path, whole: Report) -> None:
     model = onnx.load(out / whole["release"]["path"] / "model.onnx")
     arrays = [numpy_helper.to_array(i) for i in model.graph.initializer]

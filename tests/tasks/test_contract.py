@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedge import plugins
 from fedge.distill import check_loss
-from fedge.edge.gate import run_gate
+from fedge.edge.gate import GateInputs, OpenRelease, judge
 from fedge.edge.runtime import Runtime
 from fedge.errors import ConfigError, DataError
+from fedge.federated.answers import agreement, answering, targets
 from fedge.metrics import METRICS, RANGES, TARGETS
 from fedge.models.normalised import Normalised
 from fedge.models.student import forward, scores
@@ -23,7 +24,7 @@ from fedge.models.teacher import SIZES as TEACHERS
 from fedge.models.teacher import build_teacher
 from fedge.release.manifest import parse
 from fedge.simulation.world import build_world
-from fedge.tasks import Task, Turning, agreement, answering, outputs_of, targets
+from fedge.tasks import Task, Turning, outputs_of
 from tasks.build import config_for, live, whole_life, write_data
 
 TASKS: dict[str, Task] = {n: plugins.load("task", n).TASK for n in plugins.names("task")}
@@ -259,10 +260,10 @@ def test_the_gates_took_the_releases(life: tuple[Task, Life]) -> None:
     windows = world.dataset.clients[world.roles.unseen[0]]
     release = folder / report["release"]["path"]
     manifest, model = parse((release / "manifest.json").read_bytes()), (release / "model.onnx").read_bytes()
-    decision = run_gate(manifest, model, None, windows)
+    tested = GateInputs(windows, latency_factor=None)
+    decision = judge(manifest, model, None, tested)
     assert (decision.taken, decision.code) == (True, "no_current")
-    runtime = Runtime(model)
-    again = run_gate(manifest, model, runtime, windows)
+    again = judge(manifest, model, OpenRelease(manifest, Runtime(model)), tested)
     assert (again.taken, again.code) == (True, "not_worse")
     assert (manifest.threshold is not None) == (task.target == "anomaly")
 
