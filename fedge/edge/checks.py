@@ -106,7 +106,7 @@ def check_not_worse(metric: str, candidate: float, current: float, margin: float
     whole = 1.0 if math.isfinite(RANGES[metric][0]) else abs(current)
     if not current - candidate <= (margin + _ROUNDING) * whole:
         raise ReleaseError(
-            f"the release has a {metric} of {candidate:.4f} on this device's own windows, the current model "
+            f"the release has {metric} {candidate:.4f} on this device's own windows, the current model "
             f"{current:.4f}: worse by more than {margin * whole:.4g}"
         )
 

@@ -1,10 +1,10 @@
 """Releases in the course of the rounds: published when due, offered to every client, verdicts collected."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedge.errors import FedgeError, UpdateError
 from fedge.federated import frames
@@ -37,12 +37,7 @@ def release(
         mean,
     )
     traffic = Traffic()
-    package = publisher.repository.package
-    verdicts = offer(state, federation, package, number, traffic)
-    those = frozenset(c for c, v in verdicts.items() if v.code == WANTS_PROMOTED)
-    if those:
-        promoted = partial(package, promoted=True)
-        verdicts |= offer(state, federation, promoted, number, traffic, those)
+    verdicts = offer(state, federation, publisher.repository.package, number, traffic)
     record["release"] = {
         "version": published.version,
         "path": _shown(published.path),
@@ -65,22 +60,36 @@ def tell(
     )
 
 
+class Packages(Protocol):
+    """Gives what leads from a release (or none) to the newest, or to the promoted one."""
+
+    def __call__(self, held: int | None, *, promoted: bool = False) -> bytes:
+        """The package (``fedge.release.shelf``)."""
+
+
 def offer(
+    state: FederationState, federation: Federation, package: Packages, number: int, traffic: Traffic
+) -> dict[str, Verdict]:
+    """Send everyone what leads from the release that it runs to the newest; what each made of it.
+
+    Who takes promoted releases only says so, and is sent what leads to the promoted one.
+    """
+    there = welcomed(state, [c for c in available(federation) if c in state.clients])
+    verdicts = _offered(there, state, federation, package, number, traffic)
+    careful = [c for c, v in verdicts.items() if v.code == WANTS_PROMOTED]
+    return verdicts | _offered(careful, state, federation, partial(package, promoted=True), number, traffic)
+
+
+def _offered(
+    clients: list[str],
     state: FederationState,
     federation: Federation,
     package: Callable[[int | None], bytes],
     number: int,
     traffic: Traffic,
-    only: Set[str] | None = None,
 ) -> dict[str, Verdict]:
-    """Send everyone what leads from the release that it runs to the newest; what each made of it.
-
-    ``package`` gives that, for who runs a release of this number, or none; ``only`` these are asked.
-    """
     tasks, verdicts = {}, {}
-    for client in welcomed(state, [c for c in available(federation) if c in state.clients]):
-        if only is not None and client not in only:
-            continue
+    for client in clients:
         tasks[client] = frames.encode_task(Offer(package(state.clients[client].release or None)))
     for client, answer in ask(federation, tasks, traffic):
         try:
