@@ -75,12 +75,12 @@ def offer(
     Who takes promoted releases only says so, and is sent what leads to the promoted one.
     """
     there = welcomed(state, [c for c in available(federation) if c in state.clients])
-    verdicts = _offered(there, state, federation, package, number, traffic)
+    verdicts = _ask(there, state, federation, package, number, traffic)
     careful = [c for c, v in verdicts.items() if v.code == WANTS_PROMOTED]
-    return verdicts | _offered(careful, state, federation, partial(package, promoted=True), number, traffic)
+    return verdicts | _ask(careful, state, federation, partial(package, promoted=True), number, traffic)
 
 
-def _offered(
+def _ask(
     clients: list[str],
     state: FederationState,
     federation: Federation,
