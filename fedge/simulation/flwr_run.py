@@ -42,7 +42,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> None:
         terminal.event("note", text=text)
     out = fresh_folder(Path(str(run_config["out"])) if run_config.get("out") else None, config.scenario)
     with Journal(out / JOURNAL) as journal, JsonlSink(out / "metrics.jsonl") as sink:
-        bind(journal, config, resume=False)
+        bind(journal, config)
         live(grid, world, out, journal, Tee(terminal, sink), engine="ray")
 
 

@@ -47,7 +47,6 @@ def simulate(
     journal: Journal,
     observer: Observer,
     *,
-    resume: bool,
     workers: int = 0,
 ) -> dict[str, Any]:
     """The whole life with the local engine; returns the report, which is also in ``out``.
@@ -55,16 +54,15 @@ def simulate(
     Args:
         config: the run's settings.
         world: built from them.
-        out: an existing folder: new, or with ``resume`` that of an interrupted run.
-        journal: of that folder.
+        out: an existing folder: new, or that of an interrupted run.
+        journal: of that folder; what it holds is not done again.
         observer: is told what happens.
-        resume: go on with what the journal holds.
         workers: processes that run the clients; 0 runs them in this one. The report is the same.
 
     Raises:
         SetupError: the folder holds another run or is damaged, or it cannot be written.
     """
-    bind(journal, config, resume=resume)
+    bind(journal, config)
     states = out / _STATES
     if journal.state() is not None and not states.exists():
         raise SetupError(f"{states} is gone, and with it what the clients hold; start the run anew")
@@ -91,16 +89,16 @@ client_app: ClientApp = make_client_app(device_of)
 _CLIENT_APP = "fedge.simulation.life:client_app"
 
 
-def bind(journal: Journal, config: Config, *, resume: bool) -> None:
+def bind(journal: Journal, config: Config) -> None:
     """Tie a journal to these settings, or check that it is tied to them.
 
+    A journal that is tied to none is that of a run which was killed before it began.
+
     Raises:
-        SetupError: ``resume`` and the journal belongs to other settings, or to none.
+        SetupError: the journal belongs to other settings.
     """
     mine = to_run_config(config)
     saved = journal.meta(CONFIG)
-    if saved is None and resume:
-        raise SetupError("there is nothing to resume in this folder; run it without --resume")
     if saved is not None and saved != mine:
         raise SetupError(f"this folder holds a run with other settings: {_difference(saved, mine)}")
     if saved is None:

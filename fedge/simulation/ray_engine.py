@@ -58,7 +58,7 @@ def simulate_on_ray(
 
     def server(grid: Grid) -> None:
         with Journal(out / JOURNAL) as journal:  # SQLite's connections belong to the thread that opened them
-            bind(journal, config, resume=False)
+            bind(journal, config)
             result.append(live(grid, world, out, journal, observer, engine="ray"))
 
     on_ray(server, bound_app(config), len(world.roles.participants), workers)

@@ -59,7 +59,7 @@ def _here(
         gc.collect()
         gc.freeze()  # or a full collection now and then takes 0.1 s over what has been imported
         try:
-            return simulate(config, world, out, journal, observer, resume=resume, workers=count)
+            return simulate(config, world, out, journal, observer, workers=count)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"; go on with the same command and --resume --out {out}") from None
         finally:

@@ -46,10 +46,10 @@ def timeless(report: Report) -> Report:
     return report
 
 
-def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None, *, resume: bool = False) -> Report:
+def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None) -> Report:
     out.mkdir(exist_ok=True)
     with Journal(out / JOURNAL) as journal:
-        return simulate(world.config, world, out, journal, Recorder(stop), resume=resume)
+        return simulate(world.config, world, out, journal, Recorder(stop))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_an_interrupted_run_resumes_to_the_same_report(
     with pytest.raises(KeyboardInterrupt):
         _live(small_world, tmp_path, _at(kind, number))
     assert not (tmp_path / "report.json").exists()
-    assert timeless(_live(small_world, tmp_path, resume=True)) == timeless(whole)
+    assert timeless(_live(small_world, tmp_path)) == timeless(whole)
 
 
 def test_a_run_interrupted_while_a_stage_before_the_rounds_resumes(
@@ -224,24 +224,27 @@ def test_a_run_interrupted_while_a_stage_before_the_rounds_resumes(
 
     with pytest.raises(KeyboardInterrupt):
         _live(small_world, tmp_path, stop)
-    assert timeless(_live(small_world, tmp_path, resume=True)) == timeless(whole)
+    assert timeless(_live(small_world, tmp_path)) == timeless(whole)
 
 
 def test_a_finished_run_resumed_says_the_same_again(small_world: World, out: Path, whole: Report) -> None:
-    assert timeless(_live(small_world, out, resume=True)) == timeless(whole)
+    assert timeless(_live(small_world, out)) == timeless(whole)
 
 
 def test_resuming_with_other_settings_is_refused_by_name(small_config: Config, out: Path) -> None:
     before = (out / "report.json").read_bytes()
     other = replace(small_config, seed=9, local=replace(small_config.local, epochs=3))
     with pytest.raises(SetupError, match=r"local\.epochs was 1, now 3.*seed was 3, now 9"):
-        _live(build_world(other), out, resume=True)
+        _live(build_world(other), out)
     assert (out / "report.json").read_bytes() == before
 
 
-def test_there_is_nothing_to_resume_in_an_empty_folder(small_world: World, tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="nothing to resume"):
-        _live(small_world, tmp_path, resume=True)
+def test_a_run_that_was_killed_before_it_began_resumes_to_the_same_report(
+    small_world: World, whole: Report, tmp_path: Path
+) -> None:
+    """Its journal is there, and nothing in it."""
+    Journal(tmp_path / JOURNAL).close()
+    assert timeless(_live(small_world, tmp_path)) == timeless(whole)
 
 
 # ----- few in each round, and devices that may not send much
@@ -288,7 +291,7 @@ def test_an_interrupted_run_with_few_in_each_round_resumes_to_the_same_report(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         _live(sparse_world, tmp_path, _at(kind, number))
-    assert timeless(_live(sparse_world, tmp_path, resume=True)) == timeless(sparse)
+    assert timeless(_live(sparse_world, tmp_path)) == timeless(sparse)
 
 
 def test_resuming_with_other_budgets_is_refused_by_name(sparse_world: World, tmp_path: Path) -> None:
@@ -296,7 +299,7 @@ def test_resuming_with_other_budgets_is_refused_by_name(sparse_world: World, tmp
         _live(sparse_world, tmp_path, _at("round", 1))
     other = replace(sparse_world.config, fleet=Fleet((400, 160)))
     with pytest.raises(SetupError, match=r"fleet\.uplink_bytes"):
-        _live(build_world(other), tmp_path, resume=True)
+        _live(build_world(other), tmp_path)
 
 
 # ----- the command, in a process of its own

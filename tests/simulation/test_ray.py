@@ -42,7 +42,7 @@ def _here(config: Config, out: Path) -> tuple[Any, list[str], bytes | None]:
     """With the local engine, in this process."""
     out.mkdir()
     with Journal(out / JOURNAL) as journal:
-        simulate(config, build_world(config), out, journal, Recorder(), resume=False)
+        simulate(config, build_world(config), out, journal, Recorder())
     return _result(out)
 
 

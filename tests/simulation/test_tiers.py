@@ -48,13 +48,11 @@ def timeless(report: Report) -> Report:
     return report
 
 
-def live(
-    world: World, out: Path, stop: Stop = lambda _k, _f: None, *, resume: bool = False, workers: int = 0
-) -> Report:
+def live(world: World, out: Path, stop: Stop = lambda _k, _f: None, workers: int = 0) -> Report:
     out.mkdir(exist_ok=True)
     with Journal(out / JOURNAL) as journal:
         watcher = Recorder(stop)
-        return simulate(world.config, world, out, journal, watcher, resume=resume, workers=workers)
+        return simulate(world.config, world, out, journal, watcher, workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +136,7 @@ def _interrupted(world: World, out: Path, kind: str, number: int) -> Report:
 
     with pytest.raises(KeyboardInterrupt):
         live(world, out, stop)
-    return live(world, out, resume=True)
+    return live(world, out)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +197,7 @@ def test_a_run_killed_around_any_commit_gives_the_same_report(
         with pytest.raises(Dies):
             live(world, tmp_path / str(at))
         dies_at = -1
-        assert timeless(live(world, tmp_path / str(at), resume=True)) == timeless(expected), at
+        assert timeless(live(world, tmp_path / str(at))) == timeless(expected), at
 
 
 # ----- what the report says

@@ -52,5 +52,5 @@ def test_a_simulation_leaves_denormals_to_whoever_comes_next(small_world: World,
     """Its clients run in this process, and set torch up as they do in one of their own."""
     before = _state()
     with Journal(tmp_path / JOURNAL) as journal:
-        simulate(small_world.config, small_world, tmp_path, journal, silent, resume=False)
+        simulate(small_world.config, small_world, tmp_path, journal, silent)
     assert _state() == before

@@ -36,10 +36,10 @@ def _timeless(report: Report) -> Report:
     return report
 
 
-def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None, *, resume: bool = False) -> Report:
+def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None) -> Report:
     out.mkdir(exist_ok=True)
     with Journal(out / JOURNAL) as journal:
-        return simulate(world.config, world, out, journal, Recorder(stop), resume=resume)
+        return simulate(world.config, world, out, journal, Recorder(stop))
 
 
 def _fleet(folder: Path, text: str) -> str:
@@ -124,7 +124,7 @@ def test_an_interrupted_run_in_virtual_time_resumes_to_the_same_report(
 
     with pytest.raises(KeyboardInterrupt):
         _live(asynchronous, tmp_path, stop)
-    assert _timeless(_live(asynchronous, tmp_path, resume=True)) == _timeless(whole)
+    assert _timeless(_live(asynchronous, tmp_path)) == _timeless(whole)
 
 
 def test_a_journal_that_has_lost_its_clock_is_refused(asynchronous: World, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_journal_that_has_lost_its_clock_is_refused(asynchronous: World, tmp_p
         for name in ("clock-0", "clock-1"):
             journal.set_stage(name, b"not a clock")
     with pytest.raises(SetupError, match="damaged"):
-        _live(asynchronous, tmp_path, resume=True)
+        _live(asynchronous, tmp_path)
 
 
 # ----- refused before the run, with the numbers

@@ -329,13 +329,11 @@ def test_tasks_and_starts_come_back_as_they_were() -> None:
 # ----- the whole life
 
 
-def _live(
-    world: World, out: Path, workers: int, stop: Stop = lambda _k, _f: None, *, resume: bool = False
-) -> Any:
+def _live(world: World, out: Path, workers: int, stop: Stop = lambda _k, _f: None) -> Any:
     """The report without times, the records of the rounds, the last state."""
     out.mkdir(exist_ok=True)
     with Journal(out / JOURNAL) as journal:
-        report = simulate(world.config, world, out, journal, Recorder(stop), resume=resume, workers=workers)
+        report = simulate(world.config, world, out, journal, Recorder(stop), workers=workers)
         rounds = [json.dumps(without_time(r)) for r in journal.rounds()]
         return timeless(report), rounds, journal.state()
 
@@ -374,7 +372,7 @@ def test_workers_killed_all_the_time_and_a_run_interrupted_change_nothing(
     with pytest.raises(KeyboardInterrupt):
         _live(small_world, tmp_path / "run", 2, kill)
     assert len(killed) > 2
-    assert _live(small_world, tmp_path / "run", 0, resume=True) == whole
+    assert _live(small_world, tmp_path / "run", 0) == whole
 
 
 def test_all_processes_end_with_the_simulation(fleet_file: Path, tmp_path: Path) -> None:
