@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedge.config import Config, Link, load_config, scenarios
+from fedge.config import Config, Link, config_text, difference, load_config, scenarios
 from fedge.errors import ConfigError
 from fedge.federated.client import SMALLEST_BUDGET
 from fedge.federated.coding import build_codec
@@ -357,3 +357,22 @@ def test_a_fleet_is_limited_in_bytes_or_by_its_links_and_not_by_both() -> None:
     assert load_config(None, links).fleet.uplink_bits_per_second == (300, 5000)
     with pytest.raises(ConfigError, match="one of them"):
         load_config(None, {**links, "fleet.uplink_bytes": [400]})
+
+
+def test_settings_that_an_older_fedge_did_not_know_make_no_difference() -> None:
+    """Else no server could be updated without losing its state."""
+    config = load_config("watch", {"rounds.rounds": 7})
+    saved = json.loads(config_text(config))
+    del saved["fleet"]["edges"], saved["rounds"]["buffer"]
+    assert difference(json.dumps(saved), config) == ""
+
+
+def test_settings_that_differ_are_named_with_both_values() -> None:
+    saved = config_text(load_config("watch", {"rounds.rounds": 7, "uplink.share": 0.02}))
+    told = difference(saved, load_config("watch", {"rounds.rounds": 8, "uplink.share": 0.03, "seed": 1}))
+    assert told == "rounds.rounds was 7, now 8, seed was 0, now 1, uplink.share was 0.02, now 0.03"
+
+
+@pytest.mark.parametrize("saved", ["", "{", "[]", "{}", '{"scenario": "x", "rounds": {"of a newer one": 1}}'])
+def test_settings_that_cannot_be_read_are_others(saved: str) -> None:
+    assert difference(saved, load_config("watch", {})).startswith("they cannot be read")

@@ -1,7 +1,7 @@
 """The settings of a run: what there are (``settings.py``), how they are read, what contradicts itself."""
 
 from fedge.config.checks import redistils
-from fedge.config.reading import SCENARIOS, config_from, config_text, load_config, scenarios
+from fedge.config.reading import SCENARIOS, config_from, config_text, difference, load_config, scenarios
 from fedge.config.settings import (
     Config,
     Data,
@@ -31,6 +31,7 @@ __all__ = [
     "Teacher",
     "config_from",
     "config_text",
+    "difference",
     "load_config",
     "redistils",
     "scenarios",

@@ -65,6 +65,27 @@ def config_text(config: Config) -> str:
     return json.dumps(raw, sort_keys=True)
 
 
+def difference(saved: str, config: Config) -> str:
+    """Which settings differ from those that ``config_text`` wrote, and how; empty if none does.
+
+    It may have been an older fedge: a setting that it did not know had its default.
+    """
+    try:
+        old = _flat(config_text(config_from(saved)))
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"they cannot be read: {error}"
+    new = _flat(config_text(config))
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    shown = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:3])
+    return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _flat(text: str) -> dict[str, Any]:
+    raw = json.loads(text)
+    top = {k: v for k, v in raw.items() if not isinstance(v, dict)}
+    return top | {f"{k}.{n}": x for k, v in raw.items() if isinstance(v, dict) for n, x in v.items()}
+
+
 def config_from(text: str) -> Config:
     """What ``config_text`` wrote.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedge.config import Config, config_text
+from fedge.config import Config, config_text, difference
 from fedge.errors import SetupError
 from fedge.federated.journal import Journal
 
@@ -72,10 +72,9 @@ def _check_bound(journal: Journal, config: Config, federation: str) -> None:
     Raises:
         SetupError: likewise.
     """
-    mine = {
-        "another federation": ("federation", federation),
-        "other settings": ("config", config_text(config)),
-    }
-    for what, (key, value) in mine.items():
-        if journal.meta(key) not in (None, value):
-            raise SetupError(f"the state directory belongs to {what}; name another with --state")
+    owner, saved = journal.meta("federation"), journal.meta("config")
+    hint = "name another with --state"
+    if owner not in (None, federation):
+        raise SetupError(f"the state directory belongs to another federation; {hint}")
+    if saved is not None and (changed := difference(saved, config)):
+        raise SetupError(f"the state directory belongs to other settings ({changed}); {hint}")

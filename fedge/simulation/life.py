@@ -1,6 +1,5 @@
 """The life of a model, in order: prepare, rounds through a Flower ``Grid``, releases, report."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedge.config import Config
+from fedge.config import Config, difference
 from fedge.errors import SetupError
 from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared, prepared_once
@@ -97,24 +96,11 @@ def bind(journal: Journal, config: Config) -> None:
     Raises:
         SetupError: the journal belongs to other settings.
     """
-    mine = to_run_config(config)
     saved = journal.meta(CONFIG)
-    if saved is not None and saved != mine:
-        raise SetupError(f"this folder holds a run with other settings: {_difference(saved, mine)}")
     if saved is None:
-        journal.set_meta(CONFIG, mine)
-
-
-def _difference(saved: str, mine: str) -> str:
-    def flat(text: str) -> dict[str, Any]:
-        raw = json.loads(text)
-        top = {k: v for k, v in raw.items() if not isinstance(v, dict)}
-        return top | {f"{k}.{n}": x for k, v in raw.items() if isinstance(v, dict) for n, x in v.items()}
-
-    old, new = flat(saved), flat(mine)
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    shown = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:3])
-    return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        journal.set_meta(CONFIG, to_run_config(config))
+    elif changed := difference(saved, config):
+        raise SetupError(f"this folder holds a run with other settings: {changed}")
 
 
 def live(

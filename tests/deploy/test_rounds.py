@@ -165,7 +165,7 @@ def test_sigterm_ends_a_server_and_a_wrong_second_start_is_told_in_one_line(
         server.hears("ready: devices can connect")
         live.until(lambda: (life.state / "journal.sqlite").exists())
         assert server.terminate() == 0
-    _refused(life.server(999, "settings.log"), "belongs to other settings")
+    _refused(life.server(999, "settings.log"), "belongs to other settings (rounds.rounds was")
     home, other = life.home, tmp_path / "other"
     live.provisioned(other, NAMES, life.port)
     shutil.move(home, tmp_path / "kept")
@@ -215,7 +215,7 @@ def test_what_a_server_cannot_use_is_found_before_anything_is_started(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"--rounds": "5"}, "belongs to other settings"),
+        ({"--rounds": "5"}, "belongs to other settings (rounds.rounds was"),
         ({"--federation": "other"}, "belongs to another federation"),
         ({"--state": "newer"}, "was written by a newer fedge"),
         ({"--state": "none"}, "is not a journal of fedge"),
