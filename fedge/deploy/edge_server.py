@@ -56,7 +56,7 @@ def run(clients: GridClients, deployment: Deployment) -> None:
         JsonlSink(deployment.state / METRICS) as sink,
     ):
         bind(journal, config, federation.id)
-        about = About(federation.id, federation.name, f"edge server of {above}", "as it says", "score", 0)
+        about = About(federation.id, federation.name, "edge server", f"what {above} says", "score", 0)
         status = Status(deployment.state, about)
         journal.show(status)
         look = looked_at(clients, enrolled, status)
