@@ -55,7 +55,7 @@ def work(clients: GridClients, deployment: Deployment) -> None:
 
     from fedge.bench._synthetic import federation_of, prepared_of, settings, unwelcomed_state
     from fedge.deploy.federation import REGISTRY, Federation
-    from fedge.deploy.rounds import Enrolled
+    from fedge.deploy.open_run import Enrolled
     from fedge.federated.journal import Journal
     from fedge.federated.server import run_round
 

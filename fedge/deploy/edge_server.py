@@ -20,20 +20,15 @@ from fedge.deploy.device_limits import ByteAccount, DeviceLimits
 from fedge.deploy.device_link import DeviceLink, Server
 from fedge.deploy.device_store import LinkStore
 from fedge.deploy.device_work import Worker
-from fedge.deploy.federation import PARENT, REGISTRY, RELEASES, Enrolment, Federation, split_address
-from fedge.deploy.rounds import Enrolled, gather, looked_at
-from fedge.deploy.state_directory import JOURNAL, METRICS, bind
+from fedge.deploy.federation import PARENT, RELEASES, Enrolment, Federation, split_address
+from fedge.deploy.open_run import opened
 from fedge.deploy.status_file import About
-from fedge.deploy.status_writer import Status
-from fedge.errors import PayloadError
 from fedge.federated.federation import Federation as Rounds
-from fedge.federated.journal import Journal
 from fedge.federated.prepare import Prepared
+from fedge.federated.state import ClientRecord
 from fedge.federated.tier import EdgeServer
 from fedge.federated.tier_state import EdgeState
 from fedge.flower.grid_clients import GridClients
-from fedge.flower.robust import robust
-from fedge.observe import JsonlSink, Tee, Terminal
 from fedge.release.mirror import Mirror
 from fedge.tasks import Task
 
@@ -48,40 +43,17 @@ def run(clients: GridClients, deployment: Deployment) -> None:
     """
     config = for_edge(config_from(str(deployment.settings["config"])))
     federation, above = Federation.load(deployment.server), parent_of(deployment)
-    clients.keep_late(config.rounds.deadline_seconds if config.rounds.late == "count" else None)
-    enrolled = Enrolled(deployment.server / REGISTRY)
+    about = About(federation.id, federation.name, "edge server", f"what {above} says", "score", 0)
     logging.getLogger("fedge.client").setLevel(logging.INFO)
-    with (
-        _Told(deployment.state / JOURNAL) as journal,
-        JsonlSink(deployment.state / METRICS) as sink,
-    ):
-        bind(journal, config, federation.id)
-        about = About(federation.id, federation.name, "edge server", f"what {above} says", "score", 0)
-        status = Status(deployment.state, about)
-        journal.show(status)
-        look = looked_at(clients, enrolled, status)
-        observer = Tee(Terminal(), sink, status)
-
-        def members(prepared: Prepared, task: Task) -> Rounds:
-            return Rounds(
-                config=config,
-                task=task,
-                prepared=prepared,
-                clients=clients,
-                enrolled=enrolled,
-                publisher=None,
-                journal=journal,
-                observer=observer,
-                score=lambda _weights: {},
-                present=look,
-                tags={m.name: m.tags for m in enrolled.registry().members.values()},
-                robust=robust(config),
-            )
-
+    with opened(clients, deployment, federation, config, about, _standing) as held:
         bundle = Enrolment.load(deployment.server / PARENT)
         mirror = Mirror(deployment.state / RELEASES, bundle.root())
-        server = EdgeServer(bundle.name, bundle.signing_key(), journal, members, mirror)
-        gather(look, enrolled, config.rounds.gather_seconds)
+        look = held.gathered()
+
+        def members(prepared: Prepared, task: Task) -> Rounds:
+            return held.rounds(task, prepared, look, None)
+
+        server = EdgeServer(bundle.name, bundle.signing_key(), held.journal, members, mirror)
         _answer(server, bundle, above, deployment.state, idle=look)
 
 
@@ -122,22 +94,6 @@ def parent_of(deployment: Deployment) -> Server:
     return Server(bundle.host, bundle.port)
 
 
-class _Told(Journal):
-    """A journal that tells ``status.json`` of each round once it is committed."""
-
-    status: Status | None = None
-
-    def commit_round(self, number: int, record: Mapping[str, Any], state: bytes) -> None:
-        """As in any journal, and tell."""
-        super().commit_round(number, record, state)
-        if self.status is not None:
-            self.status.committed(record, EdgeState.from_bytes(state).below.clients)
-
-    def show(self, status: Status) -> None:
-        """From now on in ``status``, which is brought to where this journal stands."""
-        try:
-            saved = self.state()
-            status.resume(0 if saved is None else EdgeState.from_bytes(saved).rounds, self.rounds)
-        except PayloadError as error:
-            raise self.damaged(error) from None
-        self.status = status
+def _standing(state: bytes) -> tuple[int, Mapping[str, ClientRecord]]:
+    read = EdgeState.from_bytes(state)
+    return read.rounds, read.below.clients

@@ -20,7 +20,8 @@ import pytest
 
 from fedge.deploy import status_file, status_writer
 from fedge.deploy.deployment import OUTCOME, RUN, say, started
-from fedge.deploy.rounds import _Told
+from fedge.deploy.open_run import ToldJournal
+from fedge.deploy.rounds import standing
 from fedge.deploy.status import client_lines, round_lines, status_lines
 from fedge.deploy.status_file import About, ClientRow, Snapshot, load
 from fedge.deploy.status_http import MAX_CONNECTIONS, MAX_HEAD, serve_status
@@ -168,7 +169,7 @@ def test_the_journal_is_the_truth_whatever_became_of_status_json(tmp_path: Path,
 
 def test_a_round_is_shown_once_the_journal_has_it_and_not_before(tmp_path: Path) -> None:
     weights = {"w": np.zeros(3, np.float32)}
-    with _Told(tmp_path / "journal.sqlite") as journal:
+    with ToldJournal(tmp_path / "journal.sqlite", standing) as journal:
         status = Status(tmp_path, ABOUT)
         journal.show(status)
         state = FederationState(1, weights, {}, clients=_standing(1))
@@ -179,13 +180,13 @@ def test_a_round_is_shown_once_the_journal_has_it_and_not_before(tmp_path: Path)
         assert load(tmp_path).totals.counted == 2
     with Journal(tmp_path / "journal.sqlite") as plain:  # a round that was committed just before a kill
         plain.commit_round(2, _record(2), FederationState(2, weights, {}).to_bytes())
-    with _Told(tmp_path / "journal.sqlite") as journal:
+    with ToldJournal(tmp_path / "journal.sqlite", standing) as journal:
         journal.show(Status(tmp_path, ABOUT))
     assert load(tmp_path).rounds == 2
 
 
 def test_a_journal_with_a_damaged_state_is_named(tmp_path: Path) -> None:
-    with _Told(tmp_path / "journal.sqlite") as journal:
+    with ToldJournal(tmp_path / "journal.sqlite", standing) as journal:
         journal.commit_round(1, _record(1), b"nonsense")
         with pytest.raises(SetupError, match="damaged"):
             journal.show(Status(tmp_path, ABOUT))
