@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from federated.build import FAST, MemoryStore, Recorder
+from federated.build import FAST, MemoryStore
 from onnx import numpy_helper
 
 from fedge.config import Config, Fleet
@@ -30,33 +30,15 @@ from fedge.errors import SetupError
 from fedge.federated.journal import Journal
 from fedge.observe import read_events
 from fedge.simulation.folder import JOURNAL
-from fedge.simulation.life import simulate
 from fedge.simulation.world import BEGINNING, World, build_world
-
-Report = dict[str, Any]
-Stop = Callable[[str, Mapping[str, object]], None]
-
-
-def timeless(report: Report) -> Report:
-    """The report as JSON holds it, without what was measured with a clock."""
-    report = json.loads(json.dumps(report))
-    del report["latency_us"]
-    for row in report["rounds_log"]:
-        del row["seconds"]
-    return report
-
-
-def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None) -> Report:
-    out.mkdir(exist_ok=True)
-    with Journal(out / JOURNAL) as journal:
-        return simulate(world.config, world, out, journal, Recorder(stop))
+from simulation.lives import Report, Stop, live, timeless
 
 
 @pytest.fixture(scope="module")
 def out(small_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    _live(small_world, folder)
+    live(small_world, folder)
     return folder
 
 
@@ -125,12 +107,12 @@ def test_the_report_has_every_key_of_the_contract(whole: Report) -> None:
 
 
 def test_the_same_seed_gives_the_same_report(small_world: World, whole: Report, tmp_path: Path) -> None:
-    _live(small_world, tmp_path)
+    live(small_world, tmp_path)
     assert timeless(json.loads((tmp_path / "report.json").read_text())) == timeless(whole)
 
 
 def test_another_seed_gives_another_report(small_config: Config, whole: Report, tmp_path: Path) -> None:
-    other = timeless(_live(build_world(replace(small_config, seed=4)), tmp_path))
+    other = timeless(live(build_world(replace(small_config, seed=4)), tmp_path))
     assert other["score"] != whole["score"]
     assert other["release"]["sha256"] != whole["release"]["sha256"]
 
@@ -139,7 +121,7 @@ def test_what_stands_in_for_the_mean_on_machines_does_so_in_a_simulation(
     small_config: Config, whole: Report, tmp_path: Path
 ) -> None:
     rounds = replace(small_config.rounds, robust="multikrum", hostile=1)
-    robust = _live(build_world(replace(small_config, rounds=rounds)), tmp_path / "robust")
+    robust = live(build_world(replace(small_config, rounds=rounds)), tmp_path / "robust")
     assert timeless(robust)["score"] != timeless(whole)["score"]
     assert [r["counted"] for r in robust["rounds_log"]] == [r["counted"] for r in whole["rounds_log"]]
 
@@ -210,9 +192,9 @@ def test_an_interrupted_run_resumes_to_the_same_report(
     kind: str, number: int, small_world: World, whole: Report, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _live(small_world, tmp_path, _at(kind, number))
+        live(small_world, tmp_path, _at(kind, number))
     assert not (tmp_path / "report.json").exists()
-    assert timeless(_live(small_world, tmp_path)) == timeless(whole)
+    assert timeless(live(small_world, tmp_path)) == timeless(whole)
 
 
 def test_a_run_interrupted_while_a_stage_before_the_rounds_resumes(
@@ -223,19 +205,19 @@ def test_a_run_interrupted_while_a_stage_before_the_rounds_resumes(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _live(small_world, tmp_path, stop)
-    assert timeless(_live(small_world, tmp_path)) == timeless(whole)
+        live(small_world, tmp_path, stop)
+    assert timeless(live(small_world, tmp_path)) == timeless(whole)
 
 
 def test_a_finished_run_resumed_says_the_same_again(small_world: World, out: Path, whole: Report) -> None:
-    assert timeless(_live(small_world, out)) == timeless(whole)
+    assert timeless(live(small_world, out)) == timeless(whole)
 
 
 def test_resuming_with_other_settings_is_refused_by_name(small_config: Config, out: Path) -> None:
     before = (out / "report.json").read_bytes()
     other = replace(small_config, seed=9, local=replace(small_config.local, epochs=3))
     with pytest.raises(SetupError, match=r"local\.epochs was 1, now 3.*seed was 3, now 9"):
-        _live(build_world(other), out)
+        live(build_world(other), out)
     assert (out / "report.json").read_bytes() == before
 
 
@@ -244,7 +226,7 @@ def test_a_run_that_was_killed_before_it_began_resumes_to_the_same_report(
 ) -> None:
     """Its journal is there, and nothing in it."""
     Journal(tmp_path / JOURNAL).close()
-    assert timeless(_live(small_world, tmp_path)) == timeless(whole)
+    assert timeless(live(small_world, tmp_path)) == timeless(whole)
 
 
 # ----- few in each round, and devices that may not send much
@@ -259,7 +241,7 @@ def sparse_world(small_config: Config) -> World:
 
 @pytest.fixture(scope="module")
 def sparse(sparse_world: World, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return _live(sparse_world, tmp_path_factory.mktemp("sparse"))
+    return live(sparse_world, tmp_path_factory.mktemp("sparse"))
 
 
 def test_budgets_are_dealt_to_the_participants_in_turn(sparse_world: World, small_world: World) -> None:
@@ -273,7 +255,7 @@ def test_budgets_are_dealt_to_the_participants_in_turn(sparse_world: World, smal
 def test_no_client_sends_more_in_a_round_than_its_budget(
     sparse_world: World, sparse: Report, tmp_path: Path
 ) -> None:
-    assert timeless(_live(sparse_world, tmp_path)) == timeless(sparse)
+    assert timeless(live(sparse_world, tmp_path)) == timeless(sparse)
     budgets = dict(zip(sparse_world.roles.participants, (400, 160, 250) * 2, strict=True))
     with Journal(tmp_path / JOURNAL) as journal:
         rounds = journal.rounds()
@@ -290,16 +272,16 @@ def test_an_interrupted_run_with_few_in_each_round_resumes_to_the_same_report(
     kind: str, number: int, sparse_world: World, sparse: Report, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _live(sparse_world, tmp_path, _at(kind, number))
-    assert timeless(_live(sparse_world, tmp_path)) == timeless(sparse)
+        live(sparse_world, tmp_path, _at(kind, number))
+    assert timeless(live(sparse_world, tmp_path)) == timeless(sparse)
 
 
 def test_resuming_with_other_budgets_is_refused_by_name(sparse_world: World, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _live(sparse_world, tmp_path, _at("round", 1))
+        live(sparse_world, tmp_path, _at("round", 1))
     other = replace(sparse_world.config, fleet=Fleet((400, 160)))
     with pytest.raises(SetupError, match=r"fleet\.uplink_bytes"):
-        _live(build_world(other), tmp_path)
+        live(build_world(other), tmp_path)
 
 
 # ----- the command, in a process of its own

@@ -24,7 +24,7 @@ from fedge.simulation.folder import JOURNAL
 from fedge.simulation.life import client_app, simulate
 from fedge.simulation.local import LocalGrid
 from fedge.simulation.world import World, build_world, config_of
-from simulation.test_life import timeless
+from simulation.lives import timeless
 
 ROOT = Path(__file__).parents[2]
 RAY = importlib.util.find_spec("ray") is not None

@@ -1,24 +1,18 @@
 """Simulations with edge servers: the same on any number of workers and after any kill; what a report says."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from federated.build import Recorder
 
 from fedge.config import Config, Fleet, load_config
 from fedge.errors import ConfigError
 from fedge.federated.journal import Journal
-from fedge.simulation.folder import JOURNAL
-from fedge.simulation.life import simulate
 from fedge.simulation.tiers import FOLDER, deal
 from fedge.simulation.world import World, build_world
-
-Report = dict[str, Any]
-Stop = Callable[[str, Mapping[str, object]], None]
+from simulation.lives import Report, live, timeless
 
 FLEET = """
 [quick]
@@ -37,22 +31,6 @@ latency = 1.0
 joules_per_byte = 0.001
 drop = 0.5
 """
-
-
-def timeless(report: Report) -> Report:
-    """The report as JSON holds it, without what was measured with a clock."""
-    report = json.loads(json.dumps(report))
-    del report["latency_us"]
-    for row in report["rounds_log"]:
-        del row["seconds"]
-    return report
-
-
-def live(world: World, out: Path, stop: Stop = lambda _k, _f: None, workers: int = 0) -> Report:
-    out.mkdir(exist_ok=True)
-    with Journal(out / JOURNAL) as journal:
-        watcher = Recorder(stop)
-        return simulate(world.config, world, out, journal, watcher, workers=workers)
 
 
 @pytest.fixture(scope="module")

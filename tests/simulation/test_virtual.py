@@ -1,45 +1,25 @@
 """Whole runs in virtual time: killed and resumed, what the report says, fleets that can never do it."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from federated.build import Recorder
 
 from fedge.config import Config, Fleet
 from fedge.errors import ConfigError, SetupError
 from fedge.federated.journal import Journal
 from fedge.simulation.folder import JOURNAL
-from fedge.simulation.life import simulate
 from fedge.simulation.profiles import Profile, load_fleet
 from fedge.simulation.reachable import check_reachable
 from fedge.simulation.virtual import check_fleet, profiles_of, work_of
 from fedge.simulation.world import World, build_world
-
-Report = dict[str, Any]
-Stop = Callable[[str, Mapping[str, object]], None]
+from simulation.lives import Report, live, timeless
 
 ONE = "share = 1.0\ncompute = 0.01\nuplink = 1000\ndownlink = 1000\nlatency = 1.0\ncompute_watts = 2.0\n"
 QUICK = "share = 0.5\ncompute = 0.5\nuplink = 1e6\ndownlink = 1e6\nlatency = 0.01\ncompute_watts = 2.0\n"
 SLOW = "share = 0.5\ncompute = 0.01\nuplink = 500\ndownlink = 500\nlatency = 1.0\njoules_per_byte = 0.001\n"
-
-
-def _timeless(report: Report) -> Report:
-    """The report as JSON holds it, without what was measured with a clock."""
-    report = json.loads(json.dumps(report))
-    del report["latency_us"]
-    for row in report["rounds_log"]:
-        del row["seconds"]
-    return report
-
-
-def _live(world: World, out: Path, stop: Stop = lambda _k, _f: None) -> Report:
-    out.mkdir(exist_ok=True)
-    with Journal(out / JOURNAL) as journal:
-        return simulate(world.config, world, out, journal, Recorder(stop))
 
 
 def _fleet(folder: Path, text: str) -> str:
@@ -58,7 +38,7 @@ def asynchronous(small_config: Config, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def whole(asynchronous: World, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return _live(asynchronous, tmp_path_factory.mktemp("whole"))
+    return live(asynchronous, tmp_path_factory.mktemp("whole"))
 
 
 # ----- what the report says
@@ -95,7 +75,7 @@ def test_asynchronous_rounds_do_not_wait_for_the_slow(
 ) -> None:
     """The same fleet in synchronous rounds: each waits for its slowest device."""
     rounds = replace(asynchronous.config.rounds, buffer=0, late="drop")
-    waiting = _live(build_world(replace(asynchronous.config, rounds=rounds)), tmp_path)
+    waiting = live(build_world(replace(asynchronous.config, rounds=rounds)), tmp_path)
 
     def middle(report: Report) -> float:  # the first round brings the student, the last one the final weights
         seconds: float = sum(row["virtual_seconds"] for row in report["rounds_log"][1:-1])
@@ -105,7 +85,7 @@ def test_asynchronous_rounds_do_not_wait_for_the_slow(
 
 
 def test_a_run_without_a_fleet_says_nothing_of_virtual_time(small_world: World, tmp_path: Path) -> None:
-    report = _live(small_world, tmp_path)
+    report = live(small_world, tmp_path)
     assert "virtual" not in report
     assert all("virtual_seconds" not in row and "joules" not in row for row in report["rounds_log"])
     assert all(one["seconds"] is None and one["bytes"] > 0 for one in report["time_to_accuracy"])
@@ -123,8 +103,8 @@ def test_an_interrupted_run_in_virtual_time_resumes_to_the_same_report(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _live(asynchronous, tmp_path, stop)
-    assert _timeless(_live(asynchronous, tmp_path)) == _timeless(whole)
+        live(asynchronous, tmp_path, stop)
+    assert timeless(live(asynchronous, tmp_path)) == timeless(whole)
 
 
 def test_a_journal_that_has_lost_its_clock_is_refused(asynchronous: World, tmp_path: Path) -> None:
@@ -133,12 +113,12 @@ def test_a_journal_that_has_lost_its_clock_is_refused(asynchronous: World, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _live(asynchronous, tmp_path, stop)
+        live(asynchronous, tmp_path, stop)
     with Journal(tmp_path / JOURNAL) as journal:
         for name in ("clock-0", "clock-1"):
             journal.set_stage(name, b"not a clock")
     with pytest.raises(SetupError, match="damaged"):
-        _live(asynchronous, tmp_path)
+        live(asynchronous, tmp_path)
 
 
 # ----- refused before the run, with the numbers
@@ -178,7 +158,7 @@ def test_a_first_download_that_nobody_can_take_in_time_is_refused_before_the_fir
     world = build_world(replace(small_config, rounds=rounds, fleet=Fleet(devices=fleet)))
     check_fleet(world)
     with pytest.raises(ConfigError, match=r"0 of 6 devices can take the first download \([\d,]+ bytes\)"):
-        _live(world, tmp_path / "run")
+        live(world, tmp_path / "run")
     with Journal(tmp_path / "run" / JOURNAL) as journal:
         assert not journal.rounds()
 

@@ -31,7 +31,7 @@ from fedge.simulation.worker_host import MOST_DEATHS, find_app
 from fedge.simulation.worker_wire import Kind, Place, Start, Task, said
 from fedge.simulation.workers import HOST_BYTES, WORKER_BYTES, Workers, fitting, free_memory, some_workers
 from fedge.simulation.world import World
-from simulation.test_life import timeless
+from simulation.lives import timeless
 
 PATIENCE = 120.0
 APP = "simulation.crew_app:app"
